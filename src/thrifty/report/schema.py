@@ -123,7 +123,7 @@ class Metrics(TypedDict):
     memory: Memory
     parameters: Parameters
     adapter_bytes: int | None       # size of the adapter folder on disk
-    warnings: list[str]             # whole sentences in plain words, without markup
+    warnings: list[str]             # whole sentences in plain words, without markup; how a seed stopped is said by ``stopped``
 
 
 class PredictionParts(TypedDict, total=False):
