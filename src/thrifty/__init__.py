@@ -1,0 +1,44 @@
+"""thrifty: adapt large pretrained models with little memory, time, data and storage, and say honestly how well that went.
+
+    import thrifty
+    at = thrifty.attach(model, thrifty.LoRA(rank=8, where="attn.q|attn.v"))
+    ...                                    # train with any loop
+    at.save("adapter/")
+    at = thrifty.load(model, "adapter/")
+
+Names are looked up when they are first used, so that importing thrifty costs little more than importing torch.
+"""
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "attach": "core", "attachments": "core", "sites": "core", "Attachment": "core", "Edit": "core", "Method": "core", "Site": "core",
+    "register": "core", "save": "artifact", "load": "artifact", "fingerprint": "artifact", "combine": "compose",
+    "tune": "train", "ThriftyError": "core.errors",
+}
+
+if TYPE_CHECKING:
+    from .artifact import fingerprint, load, save
+    from .compose import combine
+    from .core import Attachment, Edit, Method, Site, attach, attachments, register, sites
+    from .core.errors import ThriftyError
+    from .methods import *  # noqa: F403
+    from .train import tune
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    if not name.startswith("_"):
+        methods = importlib.import_module(".methods", __name__)
+        if name in methods.__all__:
+            return getattr(methods, name)
+    raise AttributeError(f"module 'thrifty' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*_WHERE, *importlib.import_module(".methods", __name__).__all__, "__version__"])

@@ -1,0 +1,10 @@
+"""The engine: five nouns (Site, Edit, Method, Plan, Attachment) that know only torch."""
+from .attachment import Attachment, attach
+from .edit import AttentionEdit, Edit, Shared, WeightEdit, apply_weight, register, registered
+from .ledger import attachments
+from .method import Method, need
+from .plan import Row
+from .site import Site, sites
+
+__all__ = ["Attachment", "AttentionEdit", "Edit", "Method", "Row", "Shared", "Site", "WeightEdit", "apply_weight", "attach",
+           "attachments", "need", "register", "registered", "sites"]

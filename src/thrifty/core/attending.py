@@ -1,0 +1,43 @@
+"""The one port into attention: every scaled_dot_product_attention call made inside a module, whoever wrote it."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+Rewrite = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+_sdpa = F.scaled_dot_product_attention
+
+
+class Attending(TorchFunctionMode):
+    """While active, sends q, k, v [batch, heads, length, dim] of every attention call through ``rewrite``.
+
+    Keys that ``rewrite`` puts in front are visible to every query: the mask is widened to fit, and a causal flag becomes
+    the mask that it stands for.
+    """
+
+    def __init__(self, rewrite: Rewrite):
+        super().__init__()
+        self.rewrite = rewrite
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        return self.attend(*args, **kwargs) if func is _sdpa else func(*args, **kwargs)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+               is_causal: bool = False, **kwargs: Any) -> Tensor:
+        """Stands in for scaled_dot_product_attention; same arguments, same result shape."""
+        length = key.shape[-2]
+        query, key, value = self.rewrite(query, key, value)
+        extra = key.shape[-2] - length
+        if extra and is_causal:
+            attn_mask = torch.ones(query.shape[-2], length, dtype=torch.bool, device=query.device).tril()
+            is_causal = False
+        if extra and attn_mask is not None:
+            attn_mask = attn_mask.expand(*attn_mask.shape[:-1], length)
+            attn_mask = F.pad(attn_mask, (extra, 0), value=True if attn_mask.dtype == torch.bool else 0.0)
+        return _sdpa(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **kwargs)

@@ -1,0 +1,265 @@
+"""Edits: small modules that change what one site takes in or gives out. The base model is never rewritten.
+
+A port is where an edit acts, and what its ``forward`` looks like there:
+
+=========  =============================  ====================================================================
+output     forward(y, x) -> y             after the site; x is its first input
+input      forward(x) -> x                before the site
+attention  forward(q, k, v) -> q, k, v    at the scaled_dot_product_attention calls inside the site
+call       forward(args, kwargs) -> same  before the site, all of its arguments
+=========  =============================  ====================================================================
+
+An edit is a child of its site (``site.edits.<attachment>``), run by one pair of hooks. So names say where it acts, base
+keys do not change, and deepcopy, ``.to``, FSDP and torch.compile treat it like any submodule.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .attending import Attending
+from .errors import BrokenArtifact, CannotCombine, CannotMerge, ThriftyError, nearest
+from .site import Site
+
+PORTS = ("call", "input", "attention", "output")
+_REGISTRY: dict[str, type[Edit]] = {}
+E = TypeVar("E", bound="type[Edit]")
+
+
+def register(name: str) -> Callable[[E], E]:
+    """Class decorator: give an edit the short ``name`` under which plans on disk speak of it.
+
+    Raises:
+        ValueError: the name is taken by another class.
+    """
+
+    def put(kind: E) -> E:
+        if _REGISTRY.get(name, kind).__qualname__ != kind.__qualname__:
+            raise ValueError(f"the edit name {name!r} is taken by {_REGISTRY[name].__qualname__}")
+        kind.registered = name
+        _REGISTRY[name] = kind
+        return kind
+
+    return put
+
+
+def registered(name: str) -> type[Edit]:
+    """The edit class of that short name.
+
+    Raises:
+        BrokenArtifact: there is none. Nothing is ever imported by a name found in a file.
+    """
+    if name not in _REGISTRY:
+        raise BrokenArtifact(f"unknown edit {name!r}." + nearest(name, _REGISTRY))
+    return _REGISTRY[name]
+
+
+class Edit(nn.Module):
+    """One change at one site. The constructor takes the site, then plain data only, so that a plan can rebuild it.
+
+    ``additive`` edits add something to y that depends on x alone, so several of them commute.
+    """
+
+    port: str = "output"
+    additive: ClassVar[bool] = False
+    registered: ClassVar[str] = ""
+
+    def __init__(self, site: Site):
+        super().__init__()
+        self.on = True
+        self.__dict__["site"] = site  # not a child: the site's module holds this edit, not the other way round
+        self.__dict__["context"] = None
+
+    @property
+    def part(self) -> Any:
+        """The columns of a fused projection that the edit is about, or None."""
+        return self.site.part
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """The change of ``weight`` [dout, din, ...] that has the same effect as the edit.
+
+        Raises:
+            CannotMerge: there is none.
+        """
+        raise CannotMerge(f"{type(self).__name__} at {self.site.path!r} is not a change of a weight, so it cannot be merged")
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The weight and bias of a site that does by itself what the edit made it do."""
+        return weight + self.delta(weight).to(weight.dtype), bias
+
+    @classmethod
+    def combine(cls, edits: list[Edit], weights: list[float]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Numbers and tensors of the one edit that equals the weighted sum of ``edits``.
+
+        Raises:
+            CannotCombine: this kind of edit has no exact sum.
+        """
+        raise CannotCombine(f"a weighted sum of {cls.__name__} edits is not a {cls.__name__} edit: only one, at weight 1, is exact")
+
+
+class WeightEdit(Edit):
+    """An edit given by its ``delta`` alone: layers are linear in their weight, so y moves by layer(x, delta)."""
+
+    additive = True
+
+    def forward(self, y: Tensor, x: Tensor) -> Tensor:
+        """y + layer(x, delta)."""
+        return y + apply_weight(self.site.module, self.delta(self.site.weight), x).to(y.dtype)
+
+
+def apply_weight(module: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
+    """What ``module`` would answer to ``x`` with ``weight`` [dout, din, ...] and without a bias."""
+    if isinstance(module, nn.Embedding):
+        return F.embedding(x, weight.T)
+    x = x.to(weight.dtype)
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[weight.dim() - 2]
+        if module.padding_mode != "zeros":
+            x = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
+            return convolve(x, weight, None, module.stride, 0, module.dilation, module.groups)
+        return convolve(x, weight, None, module.stride, module.padding, module.dilation, module.groups)
+    return F.linear(x, weight)
+
+
+class Shared(nn.Module):
+    """Something that many edits of one attachment read, kept once at the root; registered like an edit."""
+
+    registered: ClassVar[str] = ""
+
+
+class Edits(nn.ModuleDict):
+    """The edits on one site, in the order in which they were put there, and the handles of the hooks that run them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handles: tuple[RemovableHandle, ...] = ()
+
+    def at(self, port: str) -> list[Any]:
+        """Those that are on and act at ``port``."""
+        return [e for e in self.values() if getattr(e, "port", None) == port and e.on]
+
+
+def install(module: nn.Module, slot: str, edit: nn.Module) -> None:
+    """Make ``edit`` a child of ``module`` under ``edits.<slot>``, in the mode that the module is in.
+
+    Raises:
+        ThriftyError: the module has something else called ``edits``, or the slot is taken.
+    """
+    if not hasattr(module, "edits"):
+        module.edits = Edits()
+    if not isinstance(module.edits, Edits):
+        raise ThriftyError(f"{type(module).__name__} has its own attribute 'edits', the name under which edits live: rename it")
+    if slot in module.edits:
+        raise ThriftyError(f"{type(module).__name__} already holds an edit called {slot!r}")
+    module.edits[slot] = edit.train(module.training)
+    rehook(module)
+
+
+def rehook(module: nn.Module) -> None:
+    """Hook the module if one of its edits is on, and only then: torch takes other kernels where it sees an idle hook."""
+    edits = module.edits
+    wanted = any(getattr(e, "on", False) for e in edits.values())
+    if wanted and not edits.handles:
+        edits.handles = (module.register_forward_pre_hook(_before, with_kwargs=True),
+                         module.register_forward_hook(_after, with_kwargs=True, always_call=True))
+    elif not wanted:
+        for handle in edits.handles:
+            handle.remove()
+        edits.handles = ()
+
+
+def remove(module: nn.Module, slot: str) -> None:
+    """Take an edit away; with the last one goes every trace."""
+    del module.edits[slot]
+    rehook(module)
+    if not module.edits:
+        del module.edits
+
+
+def _before(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    edits = module.edits
+    for edit in edits.at("call"):
+        args, kwargs = edit(args, kwargs)
+    for edit in edits.at("input"):
+        if args:
+            args = (edit(args[0]), *args[1:])
+        else:
+            name = next(k for k, v in kwargs.items() if isinstance(v, Tensor))
+            kwargs = {**kwargs, name: edit(kwargs[name])}
+    for edit in edits.at("attention"):
+        edit.mode.__enter__()
+    return args, kwargs
+
+
+def _after(module: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:
+    edits = module.edits
+    for edit in reversed(edits.at("attention")):
+        edit.mode.__exit__(None, None, None)
+    acting = edits.at("output")
+    if not acting or out is None:  # None: the site raised, and this call is only to leave the attention modes
+        return out
+    x = args[0] if args else next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
+    y = main(out)
+    for edit in acting:
+        part = edit.part
+        y = edit(y, x) if part is None else part.put(y, edit(part.take(y), x))
+    return with_main(out, y)
+
+
+def main(out: Any) -> Tensor:
+    """The tensor that matters in what a module returned: itself, the first of a tuple, the logits of an HF output."""
+    if isinstance(out, Tensor):
+        return out
+    return out[0] if isinstance(out, (tuple, list)) else out["logits" if "logits" in out else next(iter(out))]
+
+
+def with_main(out: Any, y: Tensor) -> Any:
+    """``out`` with ``y`` in the place of ``main(out)``."""
+    if isinstance(out, Tensor):
+        return y
+    if isinstance(out, (tuple, list)):
+        return type(out)((y, *out[1:])) if not hasattr(out, "_fields") else type(out)(y, *out[1:])
+    return type(out)(**{**out, "logits" if "logits" in out else next(iter(out)): y})
+
+
+class AttentionEdit(Edit):
+    """An edit at the attention port; subclasses rewrite q, k, v [batch, heads, length, dim] in ``forward``."""
+
+    port = "attention"
+
+    def __init__(self, site: Site):
+        super().__init__(site)
+        site.heads  # raises now, and not silently never, where no SDPA call can be rewritten
+        self.__dict__["mode"] = Attending(self)
+
+
+def plain(value: Any, where: str) -> Any:
+    """``value`` as JSON will give it back.
+
+    Raises:
+        TypeError: it is not plain data.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [plain(v, where) for v in value]
+    if isinstance(value, dict) and all(isinstance(k, str) for k in value):
+        return {k: plain(v, where) for k, v in value.items()}
+    raise TypeError(f"{where}: {value!r} ({type(value).__name__}) is not plain data; an edit takes numbers, strings and lists of them")
+
+
+def build(kind: type[Any], site: Site | None, numbers: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
+    """Construct an edit or shared module; its numbers are drawn on the CPU, so that they are the same on every device."""
+    with torch.device("meta" if device.type == "meta" else "cpu"):
+        made = kind(site, **numbers) if site is not None else kind(**numbers)
+    for p in made.parameters():
+        p.data = p.data.to(device, dtype if p.is_floating_point() else p.dtype)
+    for name, buffer in made.named_buffers():
+        owner = made.get_submodule(name.rpartition(".")[0])
+        owner._buffers[name.rpartition(".")[2]] = buffer.to(device, dtype if buffer.is_floating_point() else buffer.dtype)
+    return made

@@ -1,0 +1,164 @@
+"""Ledger: what a model must get back. One per model, whatever the number of attachments, so that freezing is counted."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .errors import FrozenMoved, HalfAdapted, ThriftyError, nearest
+from .digest import digest
+from .opening import close_attention, open_attention
+from .site import _owned
+
+if TYPE_CHECKING:
+    from .attachment import Attachment
+
+
+class Ledger:
+    """The attachments on one model, in order; how its parameters stood before the first; what they changed in place."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.attachments: dict[str, Attachment] = {}
+        self.wanted = {name: p.requires_grad for name, p in model.named_parameters()}
+        self.handles: list[torch.utils.hooks.RemovableHandle] = []
+        self.modes: dict[str, bool] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, _BatchNorm) and module.track_running_stats:
+                self.modes[name] = module.training
+                module.eval()
+                self.handles.append(module.register_forward_pre_hook(_hold_still))
+        open_attention(model)
+        for p in model.parameters():
+            p.requires_grad_(False)
+
+    def close(self) -> None:
+        """Give the model back as it was before the first attachment."""
+        close_attention(self.model)
+        for handle in self.handles:
+            handle.remove()
+        for name, mode in self.modes.items():
+            self.model.get_submodule(name).train(mode)
+        for name, p in self.model.named_parameters():
+            p.requires_grad_(self.wanted.get(name, p.requires_grad))
+
+    def owner(self, name: str) -> str | None:
+        """Which attachment trains the base parameter or buffer ``name`` in place."""
+        return next((a.name for a in self.attachments.values() if name in a.base), None)
+
+    def base_tensors(self, skip: frozenset[str] = frozenset()) -> dict[str, Tensor]:
+        """The base model's parameters and persistent buffers as they were, by name, without those in ``skip``."""
+        found: dict[str, Tensor] = {}
+        originals = {n: t for a in self.attachments.values() for n, t in (a.base | a.backup).items()}
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            if not _owned(name) and name not in skip and isinstance(tensor, Tensor):
+                found[name] = originals.get(name, tensor)
+        return found
+
+
+def ledger(model: nn.Module) -> Ledger | None:
+    """The model's ledger, if anything is attached."""
+    return model.__dict__.get("_thrifty")
+
+
+def attachments(model: nn.Module) -> dict[str, Attachment]:
+    """The attachments on ``model`` by name, in order; also on a deep copy or an unpickled one."""
+    book = ledger(model)
+    return dict(book.attachments) if book else {}
+
+
+def enter(at: Attachment) -> Ledger:
+    """Write ``at`` into its model's ledger; the first one freezes the model.
+
+    Raises:
+        ThriftyError: the name is taken, the model is sharded already, or it is a compiled wrapper.
+    """
+    model = at.model
+    if any(hasattr(p, "full_tensor") for p in model.parameters()):
+        raise ThriftyError(f"{type(model).__name__} is sharded already: attach first, then shard, then compile")
+    if hasattr(model, "_orig_mod"):
+        raise ThriftyError("this is the wrapper that torch.compile returned: attach to the model inside it (model._orig_mod)")
+    book = ledger(model)
+    if book is None:
+        model.__dict__["_thrifty"] = book = Ledger(model)
+    if at.name in book.attachments:
+        raise ThriftyError(f"an attachment called {at.name!r} is on this model already: give this one another name=")
+    book.attachments[at.name] = at
+    return book
+
+
+def leave(at: Attachment) -> None:
+    """Strike ``at`` out; the last one gives the model back."""
+    book = ledger(at.model)
+    if book is None or book.attachments.pop(at.name, None) is None:
+        return
+    if not book.attachments:
+        book.close()
+        del at.model.__dict__["_thrifty"]
+
+
+def canonical(model: nn.Module, name: str) -> str:
+    """The first of the names under which the model lists the parameter ``name``.
+
+    Raises:
+        ThriftyError: there is no such parameter.
+    """
+    every = dict(model.named_parameters(remove_duplicate=False))
+    if name not in every:
+        raise ThriftyError(f"{type(model).__name__} has no parameter {name!r}." + nearest(name, every))
+    return next(n for n, p in model.named_parameters() if p is every[name])
+
+
+def other_names(model: nn.Module, parameter: Tensor) -> list[str]:
+    """All names under which one parameter is used, when it is tied."""
+    return [n for n, p in model.named_parameters(remove_duplicate=False) if p is parameter]
+
+
+def refuse_tied(model: nn.Module, holders: dict[str, nn.Module]) -> None:
+    """Refuse edits on some of the modules that share one weight.
+
+    Raises:
+        HalfAdapted: naming the weight and the modules that would stay as they are.
+    """
+    names: dict[int, set[str]] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        if not _owned(name):
+            names.setdefault(id(p), set()).add(name.rpartition(".")[0])
+    mounted = {id(m): {p for p, x in model.named_modules(remove_duplicate=False) if x is m} for m in holders.values()}
+    edited = set().union(*mounted.values()) if mounted else set()
+    for path, module in holders.items():
+        for short, p in module.named_parameters(recurse=False):
+            rest = names.get(id(p), set()) - edited
+            if rest:
+                raise HalfAdapted(f"{path}.{short} is tied to {sorted(f'{r}.{short}' for r in rest)}: an edit on {path!r} alone would "
+                                  "adapt only one of its uses. Name them all, or pass tied='leave' to mean just this one")
+
+
+def snapshot(model: nn.Module) -> dict[str, str]:
+    """Checksums of everything in ``model`` that is frozen: parameters that do not train, and batch-norm statistics."""
+    book = ledger(model)
+    claimed = {n for a in book.attachments.values() for n in a.base} if book else set()
+    frozen = {n: p for n, p in model.named_parameters() if not p.requires_grad and n not in claimed}
+    still = {n: b for n, b in model.named_buffers() if n not in claimed and not _owned(n)}
+    return {n: digest(t, whole=t.numel() <= 1 << 27) for n, t in (frozen | still).items()}
+
+
+def refuse_moved(model: nn.Module, before: dict[str, str]) -> None:
+    """Compare with a ``snapshot``.
+
+    Raises:
+        FrozenMoved: naming the frozen tensors that are not what they were.
+    """
+    now = snapshot(model)
+    moved = [name for name, sum_ in before.items() if now.get(name, sum_) != sum_]
+    if moved:
+        raise FrozenMoved(f"{len(moved)} frozen tensors of {type(model).__name__} changed: {moved[:5]}. Something outside the "
+                          "attachment writes to them (an optimiser made before attaching, a buffer updated in training mode)")
+
+
+def _hold_still(module: nn.Module, args: object) -> None:
+    """A frozen batch norm uses the statistics it was trained with; model.train() must not wake it."""
+    if module.training:
+        module.training = False

@@ -1,0 +1,157 @@
+"""Folding edits into the weights they act on, with the rounding that costs measured, and taking them out again."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from . import weight as weights
+from .errors import CannotMerge
+from .edit import Edit
+
+if TYPE_CHECKING:
+    from .attachment import Attachment
+
+EXACT = 1 << 26  # weights up to this many entries are folded in float64, larger ones in float32
+
+
+@dataclass
+class MergeReport:
+    """Per site: the norm of what rounding lost, over the norm of what the edits wanted to change."""
+
+    errors: dict[str, float] = field(default_factory=dict)
+    dequantised: list[str] = field(default_factory=list)
+
+    @property
+    def worst(self) -> float:
+        """The largest of the errors; 0 where nothing was merged."""
+        return max(self.errors.values(), default=0.0)
+
+    def __str__(self) -> str:
+        text = f"merged {len(self.errors)} sites; worst rounding error {self.worst:.2e} of the adapter's effect"
+        return text + (f"; {len(self.dequantised)} quantised layers became dense" if self.dequantised else "")
+
+
+def fold_all(at: Attachment, limit: float, quantised: str) -> tuple[MergeReport, dict[str, Tensor], list[tuple[str, nn.Module]]]:
+    """Write every edit of ``at`` into its weight.
+
+    Returns the report, the originals of what was overwritten (by parameter name) and the quantised modules that were replaced.
+
+    Raises:
+        CannotMerge: before anything is touched, naming the edit or site and why.
+    """
+    plans = _group(at)
+    _refuse_neighbours(at, plans)
+    report, new = MergeReport(), {}
+    for path, edits in plans.items():
+        module = at.model.get_submodule(path)
+        if weights.is_quantised(module) and quantised != "dequantise":
+            raise CannotMerge(f"{path!r} is quantised ({type(module).__name__}): its grid would swallow the edit. Merge with "
+                              "quantised='dequantise' to replace the layer by a dense one, or into the original full-precision base")
+        old_weight, old_bias = _whole(edits[0])
+        wide = torch.float64 if old_weight.numel() <= EXACT or old_weight.dtype == torch.float64 else torch.float32
+        target_weight, target_bias = _folded(edits, old_weight.to(wide), None if old_bias is None else old_bias.to(wide))
+        stored = torch.float32 if weights.is_quantised(module) else old_weight.dtype
+        report.errors[path] = _loss(old_weight.to(wide), target_weight, stored)
+        if report.errors[path] > limit:
+            raise CannotMerge(f"merging {path!r} in {old_weight.dtype} would lose {report.errors[path]:.0%} of the adapter's effect "
+                              f"(limit {limit:.0%}): load the base in float32 to merge, or serve it unmerged")
+        new[path] = target_weight, target_bias
+    backup: dict[str, Tensor] = {}
+    replaced: list[tuple[str, nn.Module]] = []
+    for path, (weight, bias) in new.items():
+        module = at.model.get_submodule(path)
+        if weights.is_quantised(module):
+            replaced.append((path, module))
+            report.dequantised.append(path)
+            _replace(at.model, path, _dense(module, weight, bias))
+            continue
+        backup |= {f"{path}.{n}": p.detach().clone() for n, p in _stored(module).items() if n == "weight" or bias is not None}
+        _write(module, weight, bias)
+    return report, backup, replaced
+
+
+@torch.no_grad()
+def restore(model: nn.Module, backup: dict[str, Tensor], replaced: list[tuple[str, nn.Module]]) -> None:
+    """Put back what ``fold_all`` overwrote and replaced, bit for bit."""
+    for path, module in replaced:
+        _replace(model, path, module)
+    for name, value in backup.items():
+        holder, _, short = name.rpartition(".")
+        _stored(model.get_submodule(holder))[short].copy_(value)
+
+
+def _group(at: Attachment) -> dict[str, list[Edit]]:
+    grouped: dict[str, list[Edit]] = {}
+    for row, edit in zip(at.plan, at.edits.values(), strict=True):
+        if edit.on:
+            if edit.port in ("attention", "call"):
+                edit.delta(torch.empty(0))  # says by name that it cannot
+                raise CannotMerge(f"{type(edit).__name__} at {row.path!r} acts on {edit.port}, not on a weight")
+            grouped.setdefault(row.path, []).append(edit)
+    return grouped
+
+
+def _refuse_neighbours(at: Attachment, plans: dict[str, list[Edit]]) -> None:
+    for path in plans:
+        others = [e for e in at.model.get_submodule(path).edits.values()
+                  if isinstance(e, Edit) and e.on and all(e is not own for own in plans[path])]
+        if others and not all(e.additive for e in (*others, *plans[path])):
+            raise CannotMerge(f"{path!r} also holds {type(others[0]).__name__} of another attachment, and the two do not commute: "
+                              "merge or disable that one first")
+
+
+@torch.no_grad()
+def _folded(edits: list[Edit], weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    for edit in edits:
+        part = edit.part
+        if part is None:
+            weight, bias = edit.fold(weight, bias)
+        else:
+            rows, own = edit.fold(part.take(weight, 0), None if bias is None else part.take(bias))
+            weight = part.put(weight, rows, 0)
+            bias = part.put(bias, own) if bias is not None and own is not None else bias
+    return weight, bias
+
+
+def _loss(old: Tensor, target: Tensor, stored: torch.dtype) -> float:
+    wanted = target - old
+    size = wanted.double().norm()
+    if not torch.isfinite(size):
+        raise CannotMerge("the adapter's change of the weight is not finite")
+    return float((target.to(stored).to(old.dtype) - target).double().norm() / size) if size > 0 else 0.0
+
+
+def _whole(edit: Edit) -> tuple[Tensor, Tensor | None]:
+    module = edit.site.module
+    bias = getattr(module, "bias", None)
+    return weights.read(module, edit.site.path), bias() if callable(bias) else bias
+
+
+def _stored(module: nn.Module) -> dict[str, Tensor]:
+    return {n: t for n in ("weight", "bias") if isinstance(t := getattr(module, n, None), Tensor)}
+
+
+@torch.no_grad()
+def _write(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+    if not weights.writable(module):
+        raise CannotMerge(f"{type(module).__name__} holds its weight sharded: gather it before merging")
+    weights.read(module, "").copy_(weight)
+    if bias is not None:
+        _stored(module)["bias"].copy_(bias)
+
+
+def _dense(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device, dtype=torch.float32)
+    with torch.no_grad():
+        made.weight.copy_(weight)
+        if bias is not None:
+            made.bias.copy_(bias)
+    return made.requires_grad_(False).train(module.training)
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    holder, _, short = path.rpartition(".")
+    setattr(model.get_submodule(holder), short, module)

@@ -1,0 +1,103 @@
+"""Method: which edits go where, with which numbers. One dataclass per paper."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .errors import NoSuchSetting, nearest
+from .site import Site
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .attachment import Attachment
+    from .edit import Edit
+
+ROUTES = ("structure", "few weights", "input and output", "inject parameters", "add modules")
+
+
+@dataclass
+class Method:
+    """Most methods name an ``Edit`` class, which gets the method's fields as its numbers. Others override ``attach``.
+
+    The class variables are the method's entry in the catalogue.
+    """
+
+    name: ClassVar[str] = ""
+    aliases: ClassVar[tuple[str, ...]] = ()
+    route: ClassVar[str] = ""
+    modalities: ClassVar[tuple[str, ...]] = ("text", "image")
+    paper: ClassVar[str] = ""
+    trains: ClassVar[str] = ""
+    mergeable: ClassVar[bool] = False
+    inference: ClassVar[str] = ""
+    Edit: ClassVar[type[Edit]]
+    elsewhere: ClassVar[tuple[str, ...]] = ("where",)  # fields that are not numbers of the edit
+
+    def numbers(self, site: Site) -> dict[str, Any]:
+        """What the edit at ``site`` is built with: the method's fields, but for ``elsewhere``."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.elsewhere}
+
+    def check(self) -> None:
+        """Refuse settings that have no meaning.
+
+        Raises:
+            NoSuchSetting: naming the setting, its value and what it may be.
+        """
+
+    def attach(self, at: Attachment, batches: Iterable[Any] | None = None) -> None:
+        """Put the method's edits on ``at.model``. ``batches`` is data for methods that look before they decide."""
+        for site in at.sites(getattr(self, "where")):
+            at.put(site, self.Edit, **self.numbers(site))
+
+    def penalty(self, at: Attachment) -> Tensor | float:
+        """Term added to the task loss at every step."""
+        return 0.0
+
+    def step(self, at: Attachment, progress: float) -> None:
+        """Called after each optimiser step; ``progress`` runs from 0 to 1."""
+
+    def groups(self, at: Attachment, rate: float, decay: float) -> list[dict[str, Any]]:
+        """Optimiser parameter groups. One-dimensional tensors (scales, biases, magnitudes) are not decayed."""
+        every = [p for _, p in at.named_parameters()]
+        return [{"params": kind, "lr": rate, "weight_decay": wd} for kind, wd in
+                (([p for p in every if p.dim() > 1], decay), ([p for p in every if p.dim() <= 1], 0.0)) if kind]
+
+    def settings(self) -> dict[str, Any]:
+        """The method's fields as plain data."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def make(cls, **settings: Any) -> Method:
+        """The method with these settings.
+
+        Raises:
+            NoSuchSetting: a setting that the method does not have, with the nearest ones, or a value of the wrong type.
+        """
+        known = {f.name: f for f in fields(cls)}
+        for key, value in settings.items():
+            if key not in known:
+                raise NoSuchSetting(f"{cls.name} has no setting {key!r}." + nearest(key, known))
+            settings[key] = _as(cls.name, key, value, str(known[key].type))
+        return cls(**settings)
+
+
+def _as(method: str, key: str, value: Any, kind: str) -> Any:
+    """``value`` as the type that the field is annotated with; ints may stand for floats, nothing else is converted."""
+    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    wanted = {"int": int, "float": float, "str": str, "bool": bool}.get(kind)
+    if wanted is not None and (not isinstance(value, wanted) or wanted is int and isinstance(value, bool)):
+        raise NoSuchSetting(f"{method}: {key} must be {'true or false' if wanted is bool else f'of type {kind}'}, not {value!r}")
+    return value
+
+
+def need(holds: bool, method: Method, setting: str, wanted: str) -> None:
+    """Refuse a setting's value.
+
+    Raises:
+        NoSuchSetting: unless ``holds``; the message says what was ``wanted``.
+    """
+    if not holds:
+        raise NoSuchSetting(f"{method.name}: {setting} must be {wanted}, not {getattr(method, setting)!r}")

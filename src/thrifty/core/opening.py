@@ -1,0 +1,139 @@
+"""Opens nn.MultiheadAttention, which reads its projections' weights without calling them and so hides them from edits."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import Unfit
+
+
+class Rows(nn.Module):
+    """One of the q, k, v projections of an attention. It owns no parameters, so no key of the model changes."""
+
+    def __init__(self, owner: nn.MultiheadAttention, index: int):
+        super().__init__()
+        self.__dict__["owner"] = owner
+        self.index = index
+        self.in_features = (owner.embed_dim, owner.kdim, owner.vdim)[index]
+        self.out_features = owner.embed_dim
+
+    @property
+    def weight(self) -> Tensor:
+        """[embed_dim, in_features], a view of the owner's parameter."""
+        if self.owner._qkv_same_embed_dim:
+            return self.owner.in_proj_weight[self._rows()]
+        return (self.owner.q_proj_weight, self.owner.k_proj_weight, self.owner.v_proj_weight)[self.index]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[embed_dim], a view of the owner's parameter, or None."""
+        return None if self.owner.in_proj_bias is None else self.owner.in_proj_bias[self._rows()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features] -> [..., embed_dim]."""
+        return F.linear(x, self.weight, self.bias)
+
+    def _rows(self) -> slice:
+        return slice(self.index * self.out_features, (self.index + 1) * self.out_features)
+
+
+class OpenAttention(nn.MultiheadAttention):
+    """Same parameters and output; q, k, v and out_proj are module calls and the attention is one SDPA call.
+
+    Where no edit acts, the stock forward runs, bit for bit.
+    """
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
+                need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True,
+                is_causal: bool = False) -> tuple[Tensor, Tensor | None]:
+        """As nn.MultiheadAttention.forward.
+
+        Raises:
+            Unfit: weights are asked for while an edit changes the attention (pass need_weights=False), or the input is nested.
+        """
+        acting = [e for m in (self, self.q, self.k, self.v, self.out_proj) for e in getattr(m, "edits", {}).values()
+                  if getattr(e, "on", False)]
+        if not acting:
+            return super().forward(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+        if query.is_nested:
+            raise Unfit("nested tensors cannot pass an edited nn.MultiheadAttention: build the encoder with enable_nested_tensor=False")
+        if need_weights and any(e.port == "attention" for e in acting):
+            raise Unfit("attention weights are not defined while an edit changes the attention: call with need_weights=False")
+        alone = query.dim() == 2
+        if alone:
+            query, key, value = (t.unsqueeze(0) for t in (query, key, value))
+        elif not self.batch_first:
+            query, key, value = (t.transpose(0, 1) for t in (query, key, value))
+        q, k, v, extra = self._project(query, key, value)
+        mask = self._mask(q, k, key_padding_mask, attn_mask, extra, alone)
+        y, weights = self._attend(q, k, v, mask, need_weights)
+        y = self.out_proj(y.transpose(1, 2).flatten(2))
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(1)
+        if alone:
+            return y.squeeze(0), None if weights is None else weights.squeeze(0)
+        return (y if self.batch_first else y.transpose(0, 1)), weights
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+        """q, k, v [batch, heads, length, dim], and how many key positions were appended to the given ones."""
+        q, k, v = self.q(query), self.k(key), self.v(value)
+        if self.bias_k is not None:
+            k = torch.cat([k, self.bias_k.expand(len(k), -1, -1)], 1)
+            v = torch.cat([v, self.bias_v.expand(len(v), -1, -1)], 1)
+        q, k, v = (t.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for t in (q, k, v))
+        if self.add_zero_attn:
+            k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
+        return q, k, v, k.shape[2] - key.shape[1]
+
+    def _mask(self, q: Tensor, k: Tensor, padding: Tensor | None, attn: Tensor | None, extra: int, alone: bool) -> Tensor | None:
+        """One additive mask [batch or 1, heads or 1, queries, keys], or None."""
+        total = None
+        if attn is not None:
+            attn = self._additive(attn, q.dtype)
+            total = attn[None, None] if attn.dim() == 2 else attn.unflatten(0, (-1, self.num_heads))
+        if padding is not None:
+            padding = self._additive(padding[None] if alone else padding, q.dtype)[:, None, None]
+            total = padding if total is None else total + padding
+        return total if total is None or not extra else F.pad(total, (0, extra))
+
+    @staticmethod
+    def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+        if mask.dtype != torch.bool:
+            return mask.to(dtype)
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, float("-inf"))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, weights: bool) -> tuple[Tensor, Tensor | None]:
+        dropout = self.dropout if self.training else 0.0
+        if not weights:
+            if mask is not None and mask.shape[-2] == 1:
+                mask = mask.expand(-1, -1, q.shape[2], -1)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout), None
+        scores = q @ k.transpose(-2, -1) / self.head_dim**0.5
+        share = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout, bool(dropout))
+        return share @ v, share
+
+
+def open_attention(model: nn.Module) -> None:
+    """Open every stock nn.MultiheadAttention in ``model``."""
+    for module in list(model.modules()):
+        if type(module) is nn.MultiheadAttention:
+            module.__class__ = OpenAttention
+            for i, name in enumerate("qkv"):
+                module.add_module(name, Rows(module, i).train(module.training))
+
+
+def close_attention(model: nn.Module) -> None:
+    """Undo ``open_attention``."""
+    for module in list(model.modules()):
+        if type(module) is OpenAttention:
+            module.__class__ = nn.MultiheadAttention
+            for name in "qkv":
+                delattr(module, name)
+
+
+def is_open(module: Any) -> bool:
+    """Whether the module is an attention opened for edits."""
+    return isinstance(module, OpenAttention)

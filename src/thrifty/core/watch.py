@@ -1,0 +1,71 @@
+"""Watch: whether gradients arrive, in whatever loop trains the model."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from .errors import NothingTrains, ThriftyError
+
+if TYPE_CHECKING:
+    from .attachment import Attachment
+
+REMEDY = ("Either the loss does not depend on it, or the graph is cut before it (reentrant checkpointing over a frozen embedding "
+          "does that: use use_reentrant=False)")
+
+
+class Watch:
+    """Counts the gradients that each trainable tensor of one attachment gets, until all have had one.
+
+    When a third backward pass begins and some have had none, the pass stops with an error that names them. Tensors that
+    were claimed by a wildcard (all biases, all weights) are listed in ``unreached`` instead: a task need not use them all.
+    """
+
+    def __init__(self, at: Attachment):
+        self.at = at
+        self.seen: dict[str, int] = {}
+        self.unreached: list[str] = []
+        self.handles = [p.register_post_accumulate_grad_hook(self._note(name)) for name, p in at.named_parameters()
+                        if p.device.type != "meta"]
+
+    def _note(self, name: str):  # type: ignore[no-untyped-def]
+        def arrived(_: Tensor) -> None:
+            self.seen[name] = self.seen.get(name, 0) + 1
+            if self.seen[name] >= 3 and self.handles:
+                self.judge()
+        return arrived
+
+    def judge(self) -> None:
+        """Decide now.
+
+        Raises:
+            NothingTrains: some tensor that must train never received a gradient.
+        """
+        self.stop()
+        dead = [n for n in self.at.active() if n not in self.seen]
+        self.unreached = [n for n in dead if n in self.at.wildcard]
+        dead = [n for n in dead if n not in self.at.wildcard]
+        if dead:
+            raise NothingTrains(f"{len(dead)} trainable tensors of {self.at.name!r} got no gradient in two steps: {dead[:5]}. {REMEDY}")
+
+    def stop(self) -> None:
+        """Stop counting."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+
+def refuse_reentrant(model: nn.Module) -> None:
+    """Refuse reentrant checkpointing, which loses every gradient behind a frozen embedding.
+
+    Raises:
+        ThriftyError: with the remedy.
+    """
+    if getattr(model, "_require_grads_hook", None) is not None:
+        return
+    for path, module in model.named_modules():
+        keywords = getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {})
+        if getattr(module, "gradient_checkpointing", False) and keywords.get("use_reentrant"):
+            raise ThriftyError(f"{path or type(model).__name__} uses reentrant checkpointing, which cuts the graph at the frozen embedding "
+                               "and loses every gradient: call model.gradient_checkpointing_enable("
+                               "gradient_checkpointing_kwargs={'use_reentrant': False})")

@@ -1,0 +1,125 @@
+"""LoRA: Low-Rank Adaptation of Large Language Models (Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang, Chen; ICLR 2022,
+arXiv:2106.09685), and two papers that change one number of it each:
+
+rsLoRA: A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA (Kalajdzievski 2023, arXiv:2312.03732);
+LoRA+: Efficient Low Rank Adaptation of Large Models (Hayou, Ghosh, Yu; ICML 2024, arXiv:2402.12354).
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core import Edit, Method, Site, apply_weight, need, register
+
+if TYPE_CHECKING:
+    from ..core import Attachment
+
+
+@register("low-rank")
+class LowRank(Edit):
+    """y + s B A x, with A [rank, din], B [dout, rank] and s = alpha / rank, or alpha / sqrt(rank) if ``stable``.
+
+    B starts at zero, so the model starts unchanged. On an embedding it is A that starts at zero, and B ~ N(0, 1). On a
+    convolution A is a convolution with the site's own geometry into rank channels, and B is 1 × 1.
+    """
+
+    additive = True
+
+    def __init__(self, site: Site, rank: int, alpha: float, dropout: float = 0.0, stable: bool = False):
+        super().__init__(site)
+        module = site.module
+        self.scale = alpha / rank**0.5 if stable else alpha / rank
+        self.dropout = nn.Dropout(dropout)
+        self.kind = "embedding" if isinstance(module, nn.Embedding) else "conv" if _is_conv(module) else "linear"
+        if self.kind == "conv":
+            kernel = tuple(module.kernel_size)
+            if module.groups != 1:
+                raise _unfit(site, f"a convolution in {module.groups} groups: A would mix the groups that the layer keeps apart")
+            self.A = nn.Parameter(torch.empty(rank, site.din, *kernel))
+            self.B = nn.Parameter(torch.zeros(site.dout, rank))
+        else:
+            self.A = nn.Parameter(torch.empty(rank, site.din))
+            self.B = nn.Parameter(torch.zeros(site.dout, rank))
+        if self.kind == "embedding":
+            nn.init.zeros_(self.A)
+            nn.init.normal_(self.B)
+        else:
+            nn.init.kaiming_uniform_(self.A, a=5**0.5)
+
+    def forward(self, y: Tensor, x: Tensor) -> Tensor:
+        """y [..., dout], x [..., din] (token ids for an embedding; images for a convolution) -> [..., dout]."""
+        if self.kind == "linear":
+            low = F.linear(self.dropout(x.to(self.A.dtype)), self.A)
+        elif self.kind == "embedding":
+            low = F.embedding(x, self.A.T)
+        else:
+            low = apply_weight(self.site.module, self.A, self.dropout(x.to(self.A.dtype)))
+            up = self.B.reshape(*self.B.shape, *(1 for _ in self.A.shape[2:]))
+            return y + (self.scale * getattr(F, f"conv{self.A.dim() - 2}d")(low, up)).to(y.dtype)
+        return y + (self.scale * F.linear(low, self.B)).to(y.dtype)
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """s B A, in the shape of ``weight``."""
+        return (self.scale * self.B @ self.A.flatten(1)).view(-1, *self.A.shape[1:])
+
+    @classmethod
+    def combine(cls, edits: list[Any], weights: list[float]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The sum of w s B A over edits is one low-rank edit whose rank is the sum of theirs."""
+        A = torch.cat([e.A.detach() for e in edits])
+        B = torch.cat([w * e.scale * e.B.detach() for e, w in zip(edits, weights, strict=True)], 1)
+        return {"rank": len(A), "alpha": float(len(A))}, {"A": A, "B": B}
+
+
+@dataclass
+class LoRA(Method):
+    """Low-rank updates of the query and value projections; ``where="attn.?|mlp.*"`` is every linear layer of a block.
+
+    ``ratio`` above 1 is LoRA+: B learns ``ratio`` times faster than A. ``stable`` is rsLoRA.
+    """
+
+    name = "lora"
+    aliases = ("rslora", "lora+")
+    route = "inject parameters"
+    paper = "Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, arXiv:2106.09685"
+    trains = "A [rank, in] and B [out, rank] beside each chosen weight"
+    mergeable = True
+    inference = "none once merged"
+    Edit = LowRank
+    elsewhere = ("where", "ratio")
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    stable: bool = False
+    ratio: float = 1.0
+    where: str = "attn.q|attn.v"
+
+    def check(self) -> None:
+        """Ranks are positive, dropout is a probability."""
+        need(self.rank >= 1, self, "rank", "at least 1")
+        need(0 <= self.dropout < 1, self, "dropout", "in [0, 1)")
+        need(self.ratio > 0, self, "ratio", "positive")
+
+    def groups(self, at: Attachment, rate: float, decay: float) -> list[dict[str, Any]]:
+        """LoRA+: matrices of shape B, and one-dimensional tensors, at ``ratio`` times the rate of all else."""
+        if self.ratio == 1:
+            return super().groups(at, rate, decay)
+        fast = [p for n, p in at.named_parameters() if n.endswith(":B") and p.dim() > 1]
+        thin = [p for _, p in at.named_parameters() if p.dim() <= 1]
+        slow = [p for n, p in at.named_parameters() if not n.endswith(":B") and p.dim() > 1]
+        kinds = ((slow, rate, decay), (fast, self.ratio * rate, decay), (thin, self.ratio * rate, 0.0))
+        return [{"params": p, "lr": lr, "weight_decay": wd} for p, lr, wd in kinds if p]
+
+
+def _is_conv(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+
+
+def _unfit(site: Site, why: str) -> Exception:
+    from ..core.errors import Unfit
+
+    return Unfit(f"LoRA at {site.path!r}: {why}")
