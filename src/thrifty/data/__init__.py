@@ -1,0 +1,8 @@
+"""Read what users have: tables, image folders, hub sets. Columns, splits and leaks are checked before anything trains."""
+from __future__ import annotations
+
+from thrifty.data.dataset import Dataset
+from thrifty.data.read import read
+from thrifty.data.sampling import few
+
+__all__ = ["Dataset", "few", "read"]

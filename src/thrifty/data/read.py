@@ -1,0 +1,141 @@
+"""`read`: from whatever a user has to a `Dataset`, or an error that says what is wrong and where."""
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from thrifty.core.errors import BadData, nearest
+from thrifty.data import answers, hub, labels, leaks
+from thrifty.data.columns import Choice, decide
+from thrifty.data.dataset import Dataset
+from thrifty.data.folders import read_folder
+from thrifty.data.memory import read_memory
+from thrifty.data.rows import Faults, Given, Rows
+from thrifty.data.sampling import check_limit, draw
+from thrifty.data.splitnames import SPLITS, name_splits
+from thrifty.data.splits import arrange, check_fractions, check_train
+from thrifty.data.tables import SUFFIXES, parse, read_file
+from thrifty.data.values import NAMES, canonise
+
+BUILT_IN = ("cityline",)
+
+
+def read(
+    source: Any,
+    *,
+    task: str | None = None,
+    columns: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    allow_leak: bool = False,
+    skip_bad: bool = False,
+    limit: int | None = None,
+    generation: str = "causal-generation",
+) -> Dataset:
+    """Read labelled rows, find out what they are for, check them, and split them.
+
+    Args:
+        source: a CSV, TSV, JSON lines, JSON or Parquet file; a folder of such files named by split; a folder of images
+            by class; a folder that `datasets` saved; a hub id ("owner/name" or "owner/name:config"); "cityline", the
+            set that ships; or in Python a dict of splits or one table (dict of columns, list of row dicts).
+        task: one of the seven tasks; inferred if it is None.
+        columns: role -> column name, for roles that cannot be guessed ({"text": "review", "label": "stars"}).
+        seed: for carving splits and for ``limit``.
+        fractions: train, validation and test where all three are carved.
+        allow_leak: go on although rows of equal content lie in different splits, and record them.
+        skip_bad: leave out rows that cannot be used, and record them.
+        limit: train on at most this many rows, drawn with ``seed``.
+        generation: which of the two generation tasks a source and a target mean.
+
+    Raises:
+        BadData: anything about the data, naming the file and the rows.
+        NoSuchSetting: an unknown task, role, or a value out of range.
+        Missing: an optional package that this kind of source needs.
+    """
+    check_fractions(fractions)
+    check_limit(limit)
+    given = open_source(source)
+    check_train(given.splits)
+    main = given.splits["train" if "train" in given.splits else ""]
+    faults = Faults()
+    if not len(main):
+        faults.found += main.unreadable
+        faults.settle(False)
+    choice = decide(main.table, task, columns, generation)
+    notes = given.notes + [note for rows in given.splits.values() for note in rows.notes]
+    given.notes = notes
+    labels.drop_unlabelled(given, choice)
+    parts = {split: canonise(rows, choice, faults) for split, rows in given.splits.items()}
+    if choice.task == "multiple-choice":
+        parts = answers.resolve(parts, faults, notes)
+    faults.settle(skip_bad)
+    for split, rows in parts.items():
+        if not len(rows):
+            raise BadData(f"no row of the {split or 'given'} table is usable.")
+        leaks.mark(rows, choice.task)
+    names = labels.encode(parts, choice, main.class_names, notes)
+    parts = arrange(parts, names if "label" in choice.columns else None, fractions, seed, notes)
+    found = leaks.refuse(parts, allow_leak)
+    repeats = {split: leaks.count_repeats(parts[split]) for split in SPLITS}
+    drawn = None
+    if limit is not None:
+        drawn = {"limit": limit, "of": len(parts["train"]), "seed": seed}
+        parts["train"] = draw(parts["train"], limit, seed)
+    record = describe(given, choice, parts) | {
+        "seed": seed, "fractions": list(fractions), "labels": names, "decisions": notes, "leaks": found,
+        "duplicates": repeats, "skipped": faults.record(), "limit": drawn,
+    }  # fmt: skip
+    tables = {split: {role: rows.table[role] for role in rows.table if role != NAMES} for split, rows in parts.items()}
+    return Dataset(tables, record["columns"], choice.task, names, record)
+
+
+def open_source(source: Any) -> Given:
+    """Everything ``source`` holds, before any meaning is given to it.
+
+    Raises: BadData, Missing as `read`.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return read_memory(source)
+    name = os.fspath(source)
+    if name in BUILT_IN:
+        return read_built_in(name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return hub.read_saved(path) if hub.is_saved(path) else read_folder(path)
+    if path.is_file():
+        parts, record = read_file(path, path.name)
+        meant, _ = name_splits(parts, path.name) if "" not in parts else ({"": ""}, [])
+        return Given("file", name, {split: parts[key] for key, split in meant.items()}, [record])
+    if path.suffix.lower() not in SUFFIXES and hub.looks_like_id(name):
+        return hub.read_hub(name)
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise BadData(f"there is no file or folder {name!r}.{nearest(path.name, [*beside, *BUILT_IN])}")
+
+
+def read_built_in(name: str) -> Given:
+    """The set that ships inside the package."""
+    given = Given("built-in", name, {})
+    for split in SPLITS:
+        file = resources.files("thrifty.data").joinpath(name, f"{split}.csv")
+        data = file.read_bytes()
+        rows = given.splits[split] = parse(f"{name}/{split}.csv", ".csv", data)[""]
+        given.files.append({"name": f"{name}/{split}.csv", "sha256": hashlib.sha256(data).hexdigest(), "rows": len(rows)})
+    return given
+
+
+def describe(given: Given, choice: Choice, parts: dict[str, Rows]) -> dict[str, Any]:
+    """The record's facts on the source, the columns and the rows."""
+    return {
+        "source": {"kind": given.kind, "name": given.name},
+        "files": given.files,
+        "task": choice.task,
+        "task_why": choice.why,
+        "columns": {role: ",".join(names) for role, names in choice.columns.items()},
+        "ignored": choice.ignored,
+        "rows": {split: len(parts[split]) for split in SPLITS},
+        "content": {split: leaks.digest([parts[split].keys, parts[split].table.get("label")]) for split in SPLITS},
+    }
