@@ -65,6 +65,7 @@ class Attachment:
         self.watch: Watch | None = None
         self.context = Context()
         self.seen = seen or Seen(model)
+        self.base_match = ""  # after loading: how the base was recognised
         self.merged = self.closed = False
         ledgers.enter(self)
 

@@ -1,0 +1,6 @@
+"""The adapter on disk: safetensors and JSON only, verified whole before anything of it is used."""
+from .fingerprint import fingerprint
+from .load import inspect, load
+from .save import save
+
+__all__ = ["fingerprint", "inspect", "load", "save"]

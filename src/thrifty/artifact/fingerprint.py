@@ -1,0 +1,73 @@
+"""Fingerprint: which base model an adapter belongs to, told by the contents of its weights and not by its name."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.digest import digest
+from ..core.errors import BrokenArtifact, WrongBase
+from ..core.ledger import Ledger, ledger
+from ..core.site import _owned
+
+ROUNDED = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def fingerprint(model: nn.Module, skip: Iterable[str] = ()) -> dict[str, Any]:
+    """Checksums of every base parameter and persistent buffer but those in ``skip`` (they come with the adapter).
+
+    ``stored`` holds them in the precision of the weights; ``bfloat16`` and ``float16`` those of a float32 base rounded to
+    that precision, so that a half-precision copy of the same base is known for what it is. Tensors above 16 M entries are
+    sampled, so that a 7 B model takes seconds.
+    """
+    tensors = base_tensors(model, frozenset(skip))
+    found: dict[str, Any] = {"stored": {n: digest(t) for n, t in tensors.items()}}
+    if any(t.dtype == torch.float32 for t in tensors.values()):
+        for dtype, name in ROUNDED.items():
+            found[name] = {n: digest(_rounded(t, dtype)) for n, t in tensors.items() if t.is_floating_point()}
+    return found
+
+
+def refuse_other(model: nn.Module, recorded: Any, skip: Iterable[str]) -> str:
+    """Compare ``model`` with a recorded fingerprint; returns how they match ("exactly", "rounded to bfloat16").
+
+    Raises:
+        WrongBase: naming the tensors that are missing, extra or different.
+        BrokenArtifact: the record is not a fingerprint.
+    """
+    if not isinstance(recorded, dict) or not isinstance(recorded.get("stored"), dict):
+        raise BrokenArtifact("the file's record of its base model is not a fingerprint")
+    stored = recorded["stored"]
+    tensors = base_tensors(model, frozenset(skip))
+    missing, extra = [n for n in stored if n not in tensors], [n for n in tensors if n not in stored]
+    if missing or extra:
+        raise WrongBase(f"this adapter was trained on a model with other tensors: {len(missing)} are missing here {missing[:3]}, "
+                        f"{len(extra)} are not in its base {extra[:3]}")
+    different = [n for n, t in tensors.items() if digest(t) != stored[n]]
+    if not different:
+        return "exactly"
+    for dtype, name in ROUNDED.items():
+        rounded = {n: t for n, t in tensors.items() if t.is_floating_point()}
+        reference = recorded.get(name) or {n: stored[n] for n in rounded}
+        here = {t.dtype for t in rounded.values()}
+        there_is_wider = name in recorded
+        if (dtype in here) != there_is_wider or (dtype not in here and torch.float32 not in here):
+            continue
+        if all(digest(_rounded(t, dtype)) == reference.get(n) for n, t in rounded.items()):
+            return f"rounded to {name}"
+    raise WrongBase(f"{type(model).__name__} is not the base this adapter was trained on: {len(different)} of {len(stored)} tensors have "
+                    f"other contents, the first is {different[0]!r}. Load the base it names, or pass base='any' if you know better")
+
+
+def base_tensors(model: nn.Module, skip: frozenset[str]) -> dict[str, Tensor]:
+    """The base model's tensors as they are without any attachment."""
+    book: Ledger | None = ledger(model)
+    if book is not None:
+        return book.base_tensors(skip)
+    return {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor) and n not in skip and not _owned(n)}
+
+
+def _rounded(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return t.detach().to(dtype) if t.is_floating_point() else t
