@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from thrifty.report.markup import text
+from thrifty.report.shapes import line, words
 
 
 @dataclass(frozen=True)
@@ -52,25 +52,14 @@ def name_ticks(marks: Sequence[float], percent: bool = False) -> list[str]:
     return [f"{mark * factor + 0.0:,.{places}f}".replace("-", "−") + ("\u00a0%" if percent else "") for mark in marks]
 
 
-def drawing(key: str, width: float, height: float, name: str, told: str, body: str) -> str:
-    """An SVG with a title and a description for those who do not see it; ``key`` is unique in the page."""
-    return (f'<svg class="chart" role="img" aria-labelledby="{key}-t {key}-d" viewBox="0 0 {width:g} {height:g}">'
-            f'<title id="{key}-t">{text(name)}</title><desc id="{key}-d">{text(told)}</desc>{body}</svg>')
-
-
 def ground(x: Scale, y: Scale, x_ticks: Sequence[tuple[float, str]], y_ticks: Sequence[tuple[float, str]],
            x_name: str, y_name: str) -> str:
     """Grid lines for y, marks for x, and what is measured: y above its axis, x beneath its own, at the right."""
     parts = []
     for value, word in y_ticks:
-        at = y(value)
-        parts.append(f'<line class="grid" x1="{x.start:g}" x2="{x.end:g}" y1="{at:.1f}" y2="{at:.1f}"/>'
-                     f'<text class="tick" text-anchor="end" x="{x.start - 7:g}" y="{at + 4:.1f}">{text(word)}</text>')
+        parts += [line("grid", x.start, y(value), x.end, y(value)), words("tick", x.start - 7, y(value) + 4, word, "end")]
     for value, word in x_ticks:
-        at = x(value)
-        parts.append(f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{y.start:g}" y2="{y.start + 4:g}"/>'
-                     f'<text class="tick" text-anchor="middle" x="{at:.1f}" y="{y.start + 18:g}">{text(word)}</text>')
-    parts.append(f'<line class="axis" x1="{x.start:g}" x2="{x.end:g}" y1="{y.start:g}" y2="{y.start:g}"/>'
-                 f'<text class="name" x="2" y="13">{text(y_name)}</text>'
-                 f'<text class="name" text-anchor="end" x="{x.end:g}" y="{y.start + 36:g}">{text(x_name)}</text>')
+        parts += [line("axis", x(value), y.start, x(value), y.start + 4), words("tick", x(value), y.start + 18, word, "middle")]
+    parts += [line("axis", x.start, y.start, x.end, y.start), words("name", 2, 13, y_name),
+              words("name", x.end, y.start + 36, x_name, "end")]
     return "".join(parts)

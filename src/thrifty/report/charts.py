@@ -1,12 +1,17 @@
-"""The pictures, each a pure function from numbers to an SVG string. Colours stay distinct for the colour-blind (Okabe and Ito, 2008)."""
+"""The pictures, each a pure function from numbers to an SVG string.
+
+The style gives the colours: blue for right and vermilion for wrong, which stay apart for the colour-blind
+(Okabe and Ito, 2008).
+"""
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
-from thrifty.report.axes import Scale, drawing, ground, name_ticks, ticks, widen
-from thrifty.report.markup import text
+from thrifty.report.axes import Scale, ground, name_ticks, ticks, widen
 from thrifty.report.measure import Bin, likely
+from thrifty.report.shapes import box, circle, drawing, line, slanted, told, words
 
 WIDTH, HEIGHT = 420.0, 300.0
 COLOURS = 6     # the style names s0 to s5
@@ -32,12 +37,17 @@ class Mark:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Running mean with exponentially fading weights (no lag at the start), wide enough to calm a twentieth of the run."""
-    keep = 1 - 2 / (max(5, len(values) // 20) + 1)
-    total, weight, out = 0.0, 0.0, []
-    for value in values:
-        total, weight = keep * total + value, keep * weight + 1
-        out.append(total / weight)
+    """A straight line fitted around each value and read off there: calm, without lag even at the ends of a falling curve."""
+    sums, leaning = [0.0, *accumulate(values)], [0.0, *accumulate(i * v for i, v in enumerate(values))]
+    reach = max(3, len(values) // 30)
+    out = []
+    for i in range(len(values)):
+        first, last = max(0, i - reach), min(len(values), i + reach + 1)
+        n, middle = last - first, (first + last - 1) / 2
+        mean = (sums[last] - sums[first]) / n
+        spread = n * (n * n - 1) / 12
+        slope = (leaning[last] - leaning[first] - middle * n * mean) / spread if spread else 0.0
+        out.append(mean + slope * (i - middle))
     return out
 
 
@@ -54,7 +64,7 @@ def thin(points: Sequence[tuple[float, float]], most: int = 600) -> list[tuple[f
     return kept
 
 
-def lines(key: str, traces: Sequence[Trace], marks: Sequence[Mark], name: str, told: str,
+def lines(key: str, traces: Sequence[Trace], marks: Sequence[Mark], name: str, said: str,
           x_name: str, y_name: str, percent: bool = False) -> str:
     """Lines over a common x, some points singled out. The range of y follows the firm lines; faint ones may be cut."""
     every = [p for t in traces if t.kind != "faint" for p in t.points] or [p for t in traces for p in t.points]
@@ -62,98 +72,99 @@ def lines(key: str, traces: Sequence[Trace], marks: Sequence[Mark], name: str, t
     low, high = widen(min(ys), max(ys), 5)
     y_at = ticks(low, high, 6)
     y_words = name_ticks(y_at, percent)
-    left = 14 + 6.6 * max(map(len, y_words))
-    x = Scale(min(0.0, *xs), max(xs) or 1.0, left, WIDTH - 14)
-    y = Scale(low, high, HEIGHT - 42, 30)
+    x, y = Scale(min(0.0, *xs), max(xs) or 1.0, _gutter(y_words), WIDTH - 14), Scale(low, high, HEIGHT - 42, 30)
     x_at = ticks(x.low, x.high, 6)
-    body = [f'<clipPath id="{key}-c"><rect x="{left:g}" y="24" width="{x.end - left + 8:g}" height="{y.start - 24:g}"/></clipPath>',
+    window = box("", x.start, 24, x.end - x.start + 8, y.start - 24)
+    body = [f'<clipPath id="{key}-c">{window}</clipPath>',
             ground(x, y, list(zip(x_at, name_ticks(x_at), strict=True)), list(zip(y_at, y_words, strict=True)), x_name, y_name),
-            f'<g clip-path="url(#{key}-c)">']
-    for trace in sorted(traces, key=lambda t: t.kind != "faint"):
-        places = [(x(a), y(b)) for a, b in thin(trace.points)]
-        style = f"s{trace.colour % COLOURS}"
-        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
-        body.append(f'<polyline class="line {trace.kind} {style}" points="{path}"/>')
-        if trace.kind == "dotted":
-            body += [f'<circle class="dot {style}" cx="{a:.1f}" cy="{b:.1f}" r="2.6"/>' for a, b in places]
-    body.append("</g>")
+            f'<g clip-path="url(#{key}-c)">',
+            *(_drawn(trace, x, y) for trace in sorted(traces, key=lambda trace: trace.kind != "faint")), "</g>"]
     for mark in marks:
         a, b = x(mark.x), y(mark.y)
         side = "end" if a > WIDTH * 0.6 else "start" if a < WIDTH * 0.3 else "middle"
-        body.append(f'<circle class="ring s{mark.colour % COLOURS}" cx="{a:.1f}" cy="{b:.1f}" r="6"/>')
+        body.append(circle(f"ring s{mark.colour % COLOURS}", a, b, 6))
         if mark.words:
-            body.append(f'<text class="mark" text-anchor="{side}" x="{a:.1f}" y="{b - 12:.1f}">{text(mark.words)}</text>')
-    return drawing(key, WIDTH, HEIGHT, name, told, "".join(body))
+            body.append(words("mark", a, b - 12, mark.words, side))
+    return drawing(key, WIDTH, HEIGHT, name, said, "".join(body))
 
 
-def confusion(key: str, counts: Sequence[Sequence[int]], labels: Sequence[str], name: str, told: str) -> str:
+def _drawn(trace: Trace, x: Scale, y: Scale) -> str:
+    places = [(x(a), y(b)) for a, b in thin(trace.points)]
+    colour = f"s{trace.colour % COLOURS}"
+    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
+    dots = [circle(f"dot {colour}", a, b, 2.6) for a, b in places] if trace.kind == "dotted" else []
+    return f'<polyline class="line {trace.kind} {colour}" points="{path}"/>' + "".join(dots)
+
+
+def confusion(key: str, counts: Sequence[Sequence[int]], labels: Sequence[str], name: str, said: str) -> str:
     """Targets as rows, predictions as columns; the share of its row gives a cell its strength, its kind the colour."""
-    cell = 34 if len(labels) <= 12 else 26 if len(labels) <= 20 else 21
+    cell = confusion_cell(len(labels))
     shown = [label if len(label) <= 18 else label[:17] + "…" for label in labels]
     longest = max(map(len, shown), default=1)
     left, top = 22 + 6.9 * longest, 30 + 5.4 * longest
     side = cell * len(labels)
-    body = [f'<text class="name" x="{left:g}" y="12">predicted</text>',
-            f'<text class="name" text-anchor="end" x="{left - 10:g}" y="{top - 8:g}">true</text>']
+    body = [words("name", left, 12, "predicted"), words("name", left - 10, top - 8, "true", "end")]
     for i, label in enumerate(shown):
         middle = (i + 0.5) * cell
-        body.append(f'<text class="label" text-anchor="end" x="{left - 8:g}" y="{top + middle + 4:.1f}">{text(label)}</text>'
-                    f'<text class="label" transform="translate({left + middle + 3:.1f} {top - 7:g}) rotate(-50)">{text(label)}</text>')
+        body += [words("label", left - 8, top + middle + 4, label, "end"), slanted("label", left + middle + 3, top - 7, label)]
     for i, row in enumerate(counts):
-        total = sum(row)
         for j, n in enumerate(row):
-            strength = n / total if total else 0.0
-            corner = f'x="{left + j * cell + 1:g}" y="{top + i * cell + 1:g}" width="{cell - 2}" height="{cell - 2}" rx="2.5"'
-            if not n:
-                body.append(f'<rect class="empty" {corner}/>')
-                continue
-            said = f"{n} of {total} with the label {labels[i]} were predicted {labels[j]}"
-            body.append(
-                f'<g><title>{text(said)}</title><rect class="{"right" if i == j else "wrong"}" {corner} '
-                f'fill-opacity="{0.14 + 0.86 * strength:.2f}"/><text class="{"on" if strength > 0.5 else "off"}" text-anchor="middle" '
-                f'x="{left + (j + 0.5) * cell:.1f}" y="{top + (i + 0.5) * cell + 4:.1f}">{n}</text></g>')
+            body.append(_cell(left + j * cell, top + i * cell, cell, n, sum(row), labels[i], labels[j]))
     # The last column's slanted name reaches past the grid.
     width = left + side + max(12, 4.6 * len(shown[-1]) - cell / 2 + 8)
-    return drawing(key, width, top + side + 4, name, told, "".join(body))
+    return drawing(key, width, top + side + 4, name, said, "".join(body))
 
 
-def reliability(key: str, filled: Sequence[Bin], name: str, told: str) -> str:
+def confusion_cell(labels: int) -> int:
+    """The side of one cell: smaller where there are many."""
+    return 34 if labels <= 12 else 26 if labels <= 20 else 22
+
+
+def _cell(x: float, y: float, side: int, n: int, total: int, target: str, prediction: str) -> str:
+    if not n:
+        return box("empty", x + 1, y + 1, side - 2, side - 2, round_=2.5)
+    share = n / total
+    return told(f"{n} of {total} with the label {target} were predicted {prediction}",
+                box("right" if target == prediction else "wrong", x + 1, y + 1, side - 2, side - 2, 0.14 + 0.86 * share, 2.5),
+                words("on" if share > 0.5 else "off", x + side / 2, y + side / 2 + 4, n, "middle"))
+
+
+def reliability(key: str, filled: Sequence[Bin], name: str, said: str) -> str:
     """Accuracy over confidence with 95 % whiskers, the diagonal of perfect calibration, and how many items each bin holds."""
-    x = Scale(0, 1, 52, WIDTH - 14)
-    y = Scale(0, 1, 258, 30)
-    fifths = [i / 5 for i in range(6)]
+    x, y, floor = Scale(0, 1, 52, WIDTH - 14), Scale(0, 1, 258, 30), 366.0
     tall = Scale(0, max(b.items for b in filled), 0, 50)
-    base = 366.0
-    body = [ground(x, y, [(f, "") for f in fifths], [(f, f"{100 * f:.0f}\u00a0%") for f in fifths], "", "share that was right"),
-            f'<line class="ideal" x1="{x(0):g}" y1="{y(0):g}" x2="{x(1):g}" y2="{y(1):g}"/>']
+    fifths = list(zip([i / 5 for i in range(6)], name_ticks([i / 5 for i in range(6)], percent=True), strict=True))
+    body = [ground(x, y, [(at, "") for at, _ in fifths], fifths, "", "share that was right"),
+            line("ideal", x(0), y(0), x(1), y(1))]
     for b in filled:
-        at, low, high = x(b.confidence), *likely(b.accuracy, b.items)
-        said = f"confidence {100 * b.low:.0f} to {100 * b.high:.0f} %: {b.items} items, {100 * b.accuracy:.0f} % right"
-        left, right = x(b.low) + 1, x(b.high) - 1
-        body.append(f'<g><title>{text(said)}</title><line class="whisker s0" x1="{at:.1f}" x2="{at:.1f}" y1="{y(low):.1f}" y2="{y(high):.1f}"/>'
-                    f'<circle class="dot s0" cx="{at:.1f}" cy="{y(b.accuracy):.1f}" r="4"/>'
-                    f'<rect class="bar s0" x="{left:.1f}" width="{right - left:.1f}" y="{base - tall(b.items):.1f}" '
-                    f'height="{tall(b.items):.1f}"/>'
-                    f'<text class="count" text-anchor="middle" x="{(left + right) / 2:.1f}" y="{base - tall(b.items) - 4:.1f}">{b.items}</text></g>')
-    body.append(f'<text class="name" x="2" y="290">items</text><line class="axis" x1="{x.start:g}" x2="{x.end:g}" y1="{base:g}" y2="{base:g}"/>')
-    body += [f'<text class="tick" text-anchor="middle" x="{x(f):.1f}" y="{base + 18:g}">{100 * f:.0f}{chr(160) + "%" if f else ""}</text>' for f in fifths]
-    body.append(f'<text class="name" text-anchor="end" x="{x.end:g}" y="{base + 36:g}">confidence</text>')
-    return drawing(key, WIDTH, base + 42, name, told, "".join(body))
+        low, high = likely(b.accuracy, b.items)
+        left, right, top = x(b.low) + 1, x(b.high) - 1, floor - tall(b.items)
+        body.append(told(
+            f"confidence {100 * b.low:.0f} to {100 * b.high:.0f} %: {b.items} items, {100 * b.accuracy:.0f} % right",
+            line("whisker s0", x(b.confidence), y(low), x(b.confidence), y(high)),
+            circle("dot s0", x(b.confidence), y(b.accuracy), 4),
+            box("bar s0", left, top, right - left, tall(b.items)),
+            words("count", (left + right) / 2, top - 4, b.items, "middle")))
+    body += [words("name", 2, 290, "items"), line("axis", x.start, floor, x.end, floor)]
+    body += [words("tick", x(at), floor + 18, word, "middle") for at, word in fifths]
+    body.append(words("name", x.end, floor + 36, "confidence", "end"))
+    return drawing(key, WIDTH, floor + 42, name, said, "".join(body))
 
 
-def scatter(key: str, points: Sequence[tuple[float, float]], name: str, told: str) -> str:
+def scatter(key: str, points: Sequence[tuple[float, float]], name: str, said: str) -> str:
     """Predicted over true values on equal axes, with the line where both agree."""
-    low, high = widen(min(min(p) for p in points), max(max(p) for p in points), 5)
+    low, high = min(min(p) for p in points), max(max(p) for p in points)
+    margin = (high - low) * 0.05 or abs(low) * 0.1 or 1.0
+    low, high = low - margin, high + margin
     at = ticks(low, high, 6)
-    words = name_ticks(at)
-    left = 14 + 6.6 * max(map(len, words))
-    margin = (high - low) * 0.03
-    x = Scale(low - margin, high + margin, left, WIDTH - 14)
-    y = Scale(low - margin, high + margin, WIDTH - 42, 30)
-    marks = list(zip(at, words, strict=True))
-    strength = max(0.15, min(0.6, 40 / len(points) ** 0.5 / 4))
-    body = [ground(x, y, marks, marks, "true", "predicted"),
-            f'<line class="ideal" x1="{x(low):g}" y1="{y(low):g}" x2="{x(high):g}" y2="{y(high):g}"/>',
-            f'<g fill-opacity="{strength:.2f}">']
-    body += [f'<circle class="point s0" cx="{x(a):.1f}" cy="{y(b):.1f}" r="3.4"/>' for a, b in points]
-    return drawing(key, WIDTH, WIDTH, name, told, "".join(body) + "</g>")
+    marks = list(zip(at, name_ticks(at), strict=True))
+    x, y = Scale(low, high, _gutter([word for _, word in marks]), WIDTH - 14), Scale(low, high, WIDTH - 42, 30)
+    strength = max(0.15, min(0.6, 10 / len(points) ** 0.5))
+    body = [ground(x, y, marks, marks, "true", "predicted"), line("ideal", x(low), y(low), x(high), y(high)),
+            f'<g fill-opacity="{strength:.2f}">', *(circle("point s0", x(a), y(b), 3.4) for a, b in points), "</g>"]
+    return drawing(key, WIDTH, WIDTH, name, said, "".join(body))
+
+
+def _gutter(names: Sequence[str]) -> float:
+    """The room that the names of the ticks need at the left."""
+    return 14 + 6.6 * max(map(len, names))

@@ -51,7 +51,8 @@ def notices(metrics: Metrics) -> list[str]:
         if seed["stopped"] == "interrupted":
             said.append(f"{who} was interrupted after step {numbers.count(last)}, before its planned end.")
         elif seed["stopped"] == "early":
-            kept = f"; the weights of step {numbers.count(seed['best_step'])} were kept" if seed["best_step"] is not None else ""
+            best = seed["best_step"]
+            kept = "" if best is None else f"; the weights of step {numbers.count(best)} were kept"
             said.append(f"{who} stopped early at step {numbers.count(last)}: the validation metric no longer improved{kept}.")
     return said
 
@@ -72,8 +73,8 @@ def _about(metrics: Metrics) -> str:
                  f"{numbers.count(items['test'])} kept for the test")
     settings = ", ".join(f"{name} {_setting(value)}" for name, value in metrics["settings"].items() if value is not None)
     if settings:
-        parts.append(f"{text(metrics['method'])}: <bdi>{text(settings, 300)}</bdi>")
-    return ". ".join(parts) + "."
+        parts.append(f"Settings: <bdi>{text(settings, 300)}</bdi>")
+    return ".<br>".join([". ".join(parts[:2]), *parts[2:]]) + "."
 
 
 def _setting(value: object) -> str:
@@ -118,18 +119,23 @@ def _forest(metrics: Metrics, mine: Estimate) -> str:
     rows: list[Row] = [("mine", "this run" if len(metrics["seeds"]) == 1 else f"mean of {len(metrics['seeds'])} seeds", mine)]
     if len(metrics["seeds"]) > 1:
         rows += [("one other", f"seed {s['seed']}", s["test"][metric]) for s in metrics["seeds"] if s["test"]]
-    rows += [("other", b["title"], b["test"][metric]) for b in metrics["baselines"] if b["test"]]
+    rows += [("other", b["title"], b["test"][metric]) for b in _rivals(metrics) if b["test"]]
     ends = [end for _, _, e in rows for end in (e["value"], e["low"], e["high"]) if end is not None]
     pad = (max(ends) - min(ends)) * 0.06 or 0.05
     x = Scale(min(ends) - pad, max(ends) + pad, 0, 100)
     marks = ticks(x.low, x.high, 5)
     words = name_ticks(marks, numbers.is_fraction(metric))
-    lines = [f'<li class="{kind}"><span class="who">{text(name)}</span>{_track(x, e)}<span class="what">'
-             f'<b>{numbers.value(metric, e["value"])}</b><span>{numbers.interval(metric, e["low"], e["high"])}</span></span></li>'
-             for kind, name, e in rows]
+    lines = [f'<li class="{kind}"><span class="who">{text(name)}</span>{_track(x, e)}'
+             f'<span class="what"><b>{numbers.value(metric, e["value"])}</b> '
+             f'<span>{numbers.interval(metric, e["low"], e["high"])}</span></span></li>' for kind, name, e in rows]
     axis = "".join(f'<span style="left:{x(mark):.2f}%">{word}</span>' for mark, word in zip(marks, words, strict=True))
     return (f'<ol class="forest">{"".join(lines)}<li class="scale" aria-hidden="true"><span class="who"></span>'
             f'<span class="track">{axis}</span><span class="what"></span></li></ol>')
+
+
+def _rivals(metrics: Metrics) -> list[Baseline]:
+    """The baselines, strongest first: beating the majority class says little once the linear head is beaten."""
+    return sorted(metrics["baselines"], key=lambda b: -b["test"][metrics["metric"]]["value"] if b["test"] else 0)
 
 
 def _track(x: Scale, e: Estimate) -> str:
@@ -142,14 +148,16 @@ def _track(x: Scale, e: Estimate) -> str:
 def _verdicts(metrics: Metrics) -> str:
     if not metrics["test"]:
         return ""
-    # The strongest rival first: beating the majority class says little once the linear head is beaten.
-    order = sorted(metrics["baselines"], key=lambda b: -b["test"][metrics["metric"]]["value"] if b["test"] else 0)
-    said = [verdict(metrics["metric"], baseline, metrics["items"]["test"]) for baseline in order]
-    return '<ul class="verdict">' + "".join(f'<li class="{kind}">{text(words)}</li>' for kind, words in said) + "</ul>" if said else ""
+    said = [verdict(metrics["metric"], baseline, metrics["items"]["test"]) for baseline in _rivals(metrics)]
+    points = "".join(f'<li class="{kind}">{text(words)}</li>' for kind, words in said)
+    return f'<ul class="verdict">{points}</ul>' if points else ""
 
 
 def _warnings(metrics: Metrics) -> str:
     said = notices(metrics)
     if not said:
         return ""
-    return '<div class="warnings" role="note"><h2>Before you trust this</h2><ul>' + "".join(f"<li>{text(s)}</li>" for s in said) + "</ul></div>"
+    grave = metrics["warnings"] or any(seed["stopped"] == "interrupted" for seed in metrics["seeds"])
+    head = "Before you trust this" if grave else "Worth knowing"
+    points = "".join(f"<li>{text(sentence)}</li>" for sentence in said)
+    return f'<div class="warnings" role="note"><h2>{head}</h2><ul>{points}</ul></div>'

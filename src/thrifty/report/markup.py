@@ -32,6 +32,16 @@ def facts(pairs: Iterable[tuple[str, str, str]]) -> str:
     return f'<dl class="facts">{rows}</dl>'
 
 
+def note(words: str) -> str:
+    """A sentence, ready markup, where something else would have been."""
+    return f'<p class="note">{words}</p>'
+
+
+def cards(entries: Iterable[str], kind: str = "") -> str:
+    """A list of ready cards."""
+    return f'<ol class="cards {kind}">{"".join(entries)}</ol>'
+
+
 def figure(chart: str, caption: str = "", kind: str = "") -> str:
     """A chart with ready markup beneath it."""
     below = f"<figcaption>{caption}</figcaption>" if caption else ""

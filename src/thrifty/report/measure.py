@@ -97,7 +97,7 @@ def spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
 
 
 def entity_scores(pairs: Iterable[tuple[Sequence[str], Sequence[str]]]) -> dict[str, Score]:
-    """Score per kind of entity over whole spans, or per tag if the tags are not BIO, from pairs of target and predicted tags."""
+    """Score per kind of entity over whole spans, or per tag if they are not BIO, from pairs of target and predicted tags."""
     seen = list(pairs)
     bio = all(tag == "O" or tag[:2] in ("B-", "I-") for target, _ in seen for tag in target)
     hits: dict[str, list[int]] = {}

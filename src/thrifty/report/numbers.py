@@ -7,7 +7,8 @@ GAP = "\u00a0"
 _FRACTIONS = {"accuracy", "f1", "precision", "recall", "match"}
 _TITLES = {"f1": "F1", "matthews": "Matthews correlation", "mcc": "Matthews correlation", "pearson": "Pearson correlation",
            "spearman": "Spearman correlation", "mse": "mean squared error", "rmse": "root mean squared error",
-           "mae": "mean absolute error", "bleu": "BLEU", "chrf": "chrF", "nll": "NLL", "ece": "ECE", "r2": "R²"}
+           "mae": "mean absolute error", "bleu": "BLEU", "chrf": "chrF", "nll": "NLL", "ece": "ECE", "r2": "R²",
+           "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougel": "ROUGE-L", "rougelsum": "ROUGE-Lsum"}
 
 
 def count(n: int) -> str:
@@ -55,6 +56,13 @@ def percent(fraction: float, places: int = 1) -> str:
     return f"{_signless(100 * fraction, places)}{GAP}%"
 
 
+def probability(p: float) -> str:
+    """``96.7 %``; what would round to nothing or to certainty says so: ``under 0.1 %``, ``over 99.9 %``."""
+    if 0 < p < 0.001:
+        return f"under 0.1{GAP}%"
+    return f"over 99.9{GAP}%" if 0.999 < p < 1 else percent(p)
+
+
 def is_fraction(metric: str) -> bool:
     """Whether a metric is a share between 0 and 1, and so is read in percent and in points."""
     return bool(_FRACTIONS & set(_words(metric)))
@@ -67,7 +75,17 @@ def title(metric: str) -> str:
 
 def value(metric: str, number: float) -> str:
     """One value of a metric, in percent where it is a share: ``87.5 %``, ``0.612``, ``27.3``."""
-    return percent(number) if is_fraction(metric) else _signless(number, _places(number))
+    return percent(number) if is_fraction(metric) else plain(number)
+
+
+def plain(number: float) -> str:
+    """A number without a unit: ``0.612``, ``27.3``, ``1,204``."""
+    return _signless(number, _places(number))
+
+
+def rounded(number: float) -> str:
+    """Three significant digits: ``89.4``, ``0.412``, ``1,204``."""
+    return _three(number)
 
 
 def interval(metric: str, low: float | None, high: float | None) -> str:

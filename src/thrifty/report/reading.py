@@ -20,6 +20,12 @@ class Results:
     environment: dict[str, Any] | None
     data: dict[str, Any] | None
 
+    @property
+    def pooled(self) -> str:
+        """How a sentence about counted predictions goes on: nothing with one seed."""
+        seeds = len(self.metrics["seeds"])
+        return f", counted over all {seeds} seeds" if seeds > 1 else ""
+
 
 def read(folder: Path) -> Results:
     """The results in ``folder``.

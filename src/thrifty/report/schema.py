@@ -9,7 +9,7 @@ A run folder holds::
     data.json            the data record, any JSON object
 
 Every key of ``Metrics`` is always present: what does not apply is ``null``, an empty list or an empty object, never absent,
-and no other key is allowed. Numbers are finite (a loss that was not finite is ``null``). Shares are written as fractions (0.87, not 87).
+and no other key is allowed. Numbers are finite (a loss that was not finite is ``null``). Shares are fractions (0.87, not 87).
 """
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Baseline(TypedDict):
     """Something cheaper that the run has to beat, on the same test items."""
 
     name: str                       # "majority", "linear", ...
-    title: str                      # fits into "better than <title>": "the majority class", "frozen features with a linear head"
+    title: str                      # fits into "better than <title>": "frozen features with a linear head"
     test: dict[str, Estimate]
     difference: Estimate | None     # the run minus this baseline on ``Metrics.metric``, paired over the same items
 
@@ -136,8 +136,9 @@ class PredictionParts(TypedDict, total=False):
 class Prediction(PredictionParts):
     """One line of ``predictions.jsonl``.
 
-    ``target`` and ``prediction`` are label names for classification, lists of tag names (one per token) for token classification,
-    the index of a choice for multiple choice, numbers for regression, texts for generation (``target`` may be a list of references).
+    ``target`` and ``prediction`` are label names for classification, lists of tag names (one per token) for token
+    classification, the index of a choice for multiple choice, numbers for regression, texts for generation (there ``target``
+    may be a list of references).
     """
 
     index: int                          # row of the test split
@@ -145,7 +146,7 @@ class Prediction(PredictionParts):
     input: str | list[str] | None       # a text, two texts, the tokens; null for images
     target: str | int | float | list[str]
     prediction: str | int | float | list[str]
-    scores: list[float] | None          # probabilities in the order of ``labels`` (or of ``choices``); null where there are none
+    scores: list[float] | None          # probabilities in the order of ``labels`` or ``choices``; null if none
 
 
 PICTURE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}")
@@ -209,6 +210,8 @@ def check_prediction(row: object, metrics: Metrics, place: str) -> Prediction:
             for name in value if isinstance(value, list) else [value]:
                 if name not in labels:
                     raise BrokenArtifact(f"{place}: {key} {name!r} is not one of the labels.{nearest(str(name), labels)}")
+    if task == "token-classification":
+        _one_tag_each(found, place)
     if found["scores"] is not None:
         width = len(found.get("choices", found["scores"]) if task == "multiple-choice" else labels or [])
         if len(found["scores"]) != width:
@@ -216,6 +219,12 @@ def check_prediction(row: object, metrics: Metrics, place: str) -> Prediction:
         if min(found["scores"], default=0) < 0 or abs(sum(found["scores"]) - 1) > 0.01:
             raise BrokenArtifact(f"{place}: scores are not probabilities; they add up to {sum(found['scores']):.3g}")
     return found
+
+
+def _one_tag_each(row: Prediction, place: str) -> None:
+    lengths = [len(part) if isinstance(part, list) else None for part in (row["input"], row["target"], row["prediction"])]
+    if None in lengths or len(set(lengths)) != 1:
+        raise BrokenArtifact(f"{place}: input, target and prediction must be equally long lists, found lengths {lengths}")
 
 
 def _need(metric: str, values: Mapping[str, object], place: str, path: str) -> None:
