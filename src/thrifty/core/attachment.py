@@ -299,7 +299,7 @@ class Attachment:
         for name in self.base:
             if (p := dict(self.model.named_parameters()).get(name)) is not None:
                 p.requires_grad_(False)
-                p._backward_hooks = None  # type: ignore[assignment]
+                p._backward_hooks = None
         self._close()
 
     def summary(self) -> Summary:
@@ -463,7 +463,7 @@ def attach(model: nn.Module, method: Method, name: str = "default", *, also_trai
     try:
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
-                torch.random.default_generator.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)
             method.attach(at, batches)
         if also_train:
             at.train_matching(also_train)

@@ -24,6 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .attending import Attending
 from .errors import BrokenArtifact, CannotCombine, CannotMerge, ThriftyError, nearest
+from .part import Part
 from .site import Site
 
 PORTS = ("call", "input", "attention", "output")
@@ -68,6 +69,9 @@ class Edit(nn.Module):
     port: str = "output"
     additive: ClassVar[bool] = False
     registered: ClassVar[str] = ""
+    site: Site
+    context: Any
+    on: bool
 
     def __init__(self, site: Site):
         super().__init__()
@@ -76,7 +80,7 @@ class Edit(nn.Module):
         self.__dict__["context"] = None
 
     @property
-    def part(self) -> Any:
+    def part(self) -> Part | None:
         """The columns of a fused projection that the edit is about, or None."""
         return self.site.part
 
@@ -112,7 +116,7 @@ class WeightEdit(Edit):
         return y + apply_weight(self.site.module, self.delta(self.site.weight), x).to(y.dtype)
 
 
-def apply_weight(module: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
+def apply_weight(module: Any, weight: Tensor, x: Tensor) -> Tensor:
     """What ``module`` would answer to ``x`` with ``weight`` [dout, din, ...] and without a bias."""
     if isinstance(module, nn.Embedding):
         return F.embedding(x, weight.T)
@@ -144,6 +148,12 @@ class Edits(nn.ModuleDict):
         return [e for e in self.values() if getattr(e, "port", None) == port and e.on]
 
 
+def edits_on(module: nn.Module) -> Edits:
+    """The edits that live on ``module``; empty, and not kept, if there are none."""
+    found = getattr(module, "edits", None)
+    return found if isinstance(found, Edits) else Edits()
+
+
 def install(module: nn.Module, slot: str, edit: nn.Module) -> None:
     """Make ``edit`` a child of ``module`` under ``edits.<slot>``, in the mode that the module is in.
 
@@ -152,17 +162,18 @@ def install(module: nn.Module, slot: str, edit: nn.Module) -> None:
     """
     if not hasattr(module, "edits"):
         module.edits = Edits()
-    if not isinstance(module.edits, Edits):
+    edits = module.edits
+    if not isinstance(edits, Edits):
         raise ThriftyError(f"{type(module).__name__} has its own attribute 'edits', the name under which edits live: rename it")
-    if slot in module.edits:
+    if slot in edits:
         raise ThriftyError(f"{type(module).__name__} already holds an edit called {slot!r}")
-    module.edits[slot] = edit.train(module.training)
+    edits[slot] = edit.train(module.training)
     rehook(module)
 
 
 def rehook(module: nn.Module) -> None:
     """Hook the module if one of its edits is on, and only then: torch takes other kernels where it sees an idle hook."""
-    edits = module.edits
+    edits = edits_on(module)
     wanted = any(getattr(e, "on", False) for e in edits.values())
     if wanted and not edits.handles:
         edits.handles = (module.register_forward_pre_hook(_before, with_kwargs=True),
@@ -175,13 +186,14 @@ def rehook(module: nn.Module) -> None:
 
 def remove(module: nn.Module, slot: str) -> None:
     """Take an edit away; with the last one goes every trace."""
-    del module.edits[slot]
+    edits = edits_on(module)
+    del edits[slot]
     rehook(module)
-    if not module.edits:
+    if not edits:
         del module.edits
 
 
-def _before(module: nn.Module, args: Any, kwargs: Any) -> Any:
+def _before(module: Any, args: Any, kwargs: Any) -> Any:
     edits = module.edits
     for edit in edits.at("call"):
         args, kwargs = edit(args, kwargs)
@@ -196,7 +208,7 @@ def _before(module: nn.Module, args: Any, kwargs: Any) -> Any:
     return args, kwargs
 
 
-def _after(module: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:
+def _after(module: Any, args: Any, kwargs: Any, out: Any) -> Any:
     edits = module.edits
     for edit in reversed(edits.at("attention")):
         edit.mode.__exit__(None, None, None)

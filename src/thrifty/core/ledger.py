@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .errors import FrozenMoved, HalfAdapted, ThriftyError, nearest
 from .digest import digest
+from .errors import FrozenMoved, HalfAdapted, ThriftyError, nearest
 from .opening import close_attention, open_attention
 from .site import _owned
 

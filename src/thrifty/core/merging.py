@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from . import weight as weights
+from .edit import Edit, edits_on
 from .errors import CannotMerge
-from .edit import Edit
 
 if TYPE_CHECKING:
     from .attachment import Attachment
@@ -96,7 +96,7 @@ def _group(at: Attachment) -> dict[str, list[Edit]]:
 
 def _refuse_neighbours(at: Attachment, plans: dict[str, list[Edit]]) -> None:
     for path in plans:
-        others = [e for e in at.model.get_submodule(path).edits.values()
+        others = [e for e in edits_on(at.model.get_submodule(path)).values()
                   if isinstance(e, Edit) and e.on and all(e is not own for own in plans[path])]
         if others and not all(e.additive for e in (*others, *plans[path])):
             raise CannotMerge(f"{path!r} also holds {type(others[0]).__name__} of another attachment, and the two do not commute: "

@@ -34,6 +34,8 @@ class Method:
     inference: ClassVar[str] = ""
     Edit: ClassVar[type[Edit]]
     elsewhere: ClassVar[tuple[str, ...]] = ("where",)  # fields that are not numbers of the edit
+    if TYPE_CHECKING:
+        where: str
 
     def numbers(self, site: Site) -> dict[str, Any]:
         """What the edit at ``site`` is built with: the method's fields, but for ``elsewhere``."""
@@ -48,7 +50,7 @@ class Method:
 
     def attach(self, at: Attachment, batches: Iterable[Any] | None = None) -> None:
         """Put the method's edits on ``at.model``. ``batches`` is data for methods that look before they decide."""
-        for site in at.sites(getattr(self, "where")):
+        for site in at.sites(self.where):
             at.put(site, self.Edit, **self.numbers(site))
 
     def penalty(self, at: Attachment) -> Tensor | float:

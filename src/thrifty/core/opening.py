@@ -13,6 +13,8 @@ from .errors import Unfit
 class Rows(nn.Module):
     """One of the q, k, v projections of an attention. It owns no parameters, so no key of the model changes."""
 
+    owner: Any
+
     def __init__(self, owner: nn.MultiheadAttention, index: int):
         super().__init__()
         self.__dict__["owner"] = owner
@@ -46,6 +48,10 @@ class OpenAttention(nn.MultiheadAttention):
     Where no edit acts, the stock forward runs, bit for bit.
     """
 
+    q: Rows
+    k: Rows
+    v: Rows
+
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
                 need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True,
                 is_causal: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -54,7 +60,7 @@ class OpenAttention(nn.MultiheadAttention):
         Raises:
             Unfit: weights are asked for while an edit changes the attention (pass need_weights=False), or the input is nested.
         """
-        acting = [e for m in (self, self.q, self.k, self.v, self.out_proj) for e in getattr(m, "edits", {}).values()
+        acting: list[Any] = [e for m in (self, self.q, self.k, self.v, self.out_proj) for e in getattr(m, "edits", {}).values()
                   if getattr(e, "on", False)]
         if not acting:
             return super().forward(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
@@ -80,7 +86,7 @@ class OpenAttention(nn.MultiheadAttention):
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
         """q, k, v [batch, heads, length, dim], and how many key positions were appended to the given ones."""
         q, k, v = self.q(query), self.k(key), self.v(value)
-        if self.bias_k is not None:
+        if self.bias_k is not None and self.bias_v is not None:
             k = torch.cat([k, self.bias_k.expand(len(k), -1, -1)], 1)
             v = torch.cat([v, self.bias_v.expand(len(v), -1, -1)], 1)
         q, k, v = (t.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for t in (q, k, v))
@@ -93,7 +99,7 @@ class OpenAttention(nn.MultiheadAttention):
         total = None
         if attn is not None:
             attn = self._additive(attn, q.dtype)
-            total = attn[None, None] if attn.dim() == 2 else attn.unflatten(0, (-1, self.num_heads))
+            total = attn[None, None] if attn.dim() == 2 else attn.view(-1, self.num_heads, *attn.shape[1:])
         if padding is not None:
             padding = self._additive(padding[None] if alone else padding, q.dtype)[:, None, None]
             total = padding if total is None else total + padding
@@ -129,7 +135,7 @@ def close_attention(model: nn.Module) -> None:
     """Undo ``open_attention``."""
     for module in list(model.modules()):
         if type(module) is OpenAttention:
-            module.__class__ = nn.MultiheadAttention
+            module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
             for name in "qkv":
                 delattr(module, name)
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ def _pair(dim: int) -> tuple[int, int]:
     return (dim, dim + 1) if dim >= 0 else (dim - 1, dim)
 
 
-def parts(role: str, module: nn.Module, owner: nn.Module, width: int) -> list[Part] | None:
+def parts(role: str, module: nn.Module, owner: Any, width: int) -> list[Part] | None:
     """How the ``width`` output columns of a fused projection divide; None where that is not known.
 
     ``owner`` is the module that calls the projection and splits what it returns.

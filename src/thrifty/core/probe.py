@@ -143,7 +143,7 @@ def _look(model: nn.Module, example: Example) -> dict[str, dict[str, int]]:
 
     handles = []
     for path, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda m, a, path=path: running.append(path)))  # type: ignore[misc]
+        handles.append(module.register_forward_pre_hook(lambda m, a, path=path: running.append(path)))
         handles.append(module.register_forward_hook(leave(path), with_kwargs=True))
     try:
         with Attending(heads):

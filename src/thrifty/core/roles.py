@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -121,7 +122,7 @@ def _general(path: str) -> str | None:
     return next((name for pattern, name in GENERAL if re.search(pattern, path)), None)
 
 
-def _settle(name: str, module: nn.Module, block: nn.Module, below: str) -> str | None:
+def _settle(name: str, module: nn.Module, block: Any, below: str) -> str | None:
     """Roles that depend on more than a name: is there a cross-attention, does the norm come after the residual?"""
     if name == "after.mlp|after.cross":
         return "after.cross" if hasattr(getattr(block.layer, "1", None) or block.layer[1], "EncDecAttention") else "after.mlp"

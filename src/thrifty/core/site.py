@@ -102,7 +102,7 @@ class Site:
         side = "out" if self.like is not None else side
         width = next((getattr(module, a) for a in _WIDTHS[side] if isinstance(getattr(module, a, None), int)), None)
         if width is None and self.role.startswith("norm") and getattr(module, "weight", None) is not None:
-            width = module.weight.shape[-1]
+            width = int(module.weight.shape[-1])  # type: ignore[index]
         if width is None:
             width = self.seen.width(self.path, side)
         if width is None:

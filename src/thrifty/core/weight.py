@@ -1,6 +1,8 @@
 """The one reader and writer of base weights: dense, transposed (HF Conv1D), quantised, sharded or offloaded."""
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -43,7 +45,7 @@ def writable(module: nn.Module) -> bool:
     return not is_quantised(module) and not hasattr(getattr(module, "weight", None), "full_tensor")
 
 
-def _dequantise(module: nn.Module, where: str) -> Tensor:
+def _dequantise(module: Any, where: str) -> Tensor:
     weight = module.weight
     packed = weight() if callable(weight) else weight
     if hasattr(packed, "dequantize") and not hasattr(packed, "quant_state"):
