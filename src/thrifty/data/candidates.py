@@ -12,7 +12,8 @@ Named = dict[str, list[str]]
 
 PAIRS = (
     ("premise", "hypothesis"), ("question", "sentence"), ("passage", "question"), ("context", "question"),
-    ("text", "text_pair"), ("query", "passage"), ("query", "document"), ("question", "passage"), ("question", "context"), ("claim", "evidence"),
+    ("text", "text_pair"), ("query", "passage"), ("query", "document"), ("question", "passage"), ("question", "context"),
+    ("claim", "evidence"),
     ("sentence", "sentence_pair"),
 )  # fmt: skip
 SOURCES = frozenset({

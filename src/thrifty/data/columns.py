@@ -116,4 +116,5 @@ def explain(task: str, found: dict[str, list[str]], view: dict[str, Look]) -> st
     texts = " and ".join(name[role] for role in ("text", "text_pair") if role in name)
     if task == "regression":
         return f"{task} because the label {name['label']} holds decimal numbers beside the text {texts}."
-    return f"{task} because the label {name['label']} holds classes ({view[found['label'][0]].distinct} seen) beside the text {texts}."
+    seen = view[found["label"][0]].distinct
+    return f"{task} because the label {name['label']} holds classes ({seen} seen) beside the text {texts}."

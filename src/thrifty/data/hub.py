@@ -2,8 +2,13 @@
 from __future__ import annotations
 
 import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from thrifty.core.errors import BadData, Missing
 from thrifty.data.memory import digest
@@ -37,13 +42,40 @@ def read_hub(source: str) -> Given:
         ) from error
     name, _, config = source.partition(":")
     try:
-        loaded = datasets.load_dataset(name, config or None)
+        with offline_if_unreachable():
+            loaded = datasets.load_dataset(name, config or None)
     except Exception as error:  # the hub's client raises a dozen unrelated classes; all mean "could not be had"
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
         raise BadData(
             f"{source!r} is no file or folder here, and it could not be read from the Hugging Face hub ({reason}). {built_in}"
         ) from error
     return give("hub", source, loaded)
+
+
+@contextmanager
+def offline_if_unreachable() -> Iterator[None]:
+    """Without a network, look only in the hub's cache: its client would otherwise try again for half a minute."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    if not can_resolve(constants.ENDPOINT):
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def can_resolve(endpoint: str) -> bool:
+    """Whether the host of a URL has an address; behind a proxy that is the proxy's business, so yes."""
+    if getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(endpoint).hostname, None)
+    except OSError:
+        return False
+    return True
 
 
 def read_saved(folder: Path) -> Given:

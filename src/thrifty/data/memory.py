@@ -42,8 +42,7 @@ def read_memory(source: Any) -> Given:
 def is_table(value: Any) -> bool:
     """Whether ``value`` holds rows: a list of dicts, a dict of lists, or one of the known table classes."""
     if isinstance(value, Mapping):
-        return bool(value) and all(isinstance(column, list | tuple) for column in value.values()) and not any(
-            map(holds_rows, value.values()))  # fmt: skip
+        return bool(value) and all(isinstance(column, list | tuple) for column in value.values())
     return holds_rows(value) or hasattr(value, "to_pydict") or hasattr(value, "column_names") or hasattr(value, "iterrows")
 
 

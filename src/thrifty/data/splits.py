@@ -75,7 +75,9 @@ def carve(rows: Rows, labels: list[str] | None, fractions: Sequence[float], seed
         strata.setdefault(rows.table["label"][group[0]] if labels else 0, []).append(group)
     small = [stratum for stratum in sorted(strata) if len(strata[stratum]) < FEWEST]
     if small:
-        what = ", ".join(f"the class {labels[i]!r} has {len(strata[i])}" for i in small) if labels else f"here are {len(groups)}"
+        what = f"there are {len(groups)}"
+        if labels:
+            what = ", ".join(f"the class {labels[i]!r} has {len(strata[i])}" for i in small)
         raise BadData(
             f"carving splits needs {FEWEST} different rows{' of every class' if labels else ''}: {what}. "
             "Add rows, leave the class out, or give the splits yourself."
