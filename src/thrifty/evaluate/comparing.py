@@ -1,0 +1,35 @@
+"""Is one set of predictions better than another on the same items?"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from thrifty.evaluate.intervals import ROUNDS, percentiles, resample
+from thrifty.evaluate.weighing import Statistic
+
+Verdict = Literal["a better", "b better", "cannot tell apart"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """a minus b, its interval, and what it allows to say."""
+
+    difference: float
+    low: float
+    high: float
+    verdict: Verdict
+
+
+def compare(a: Statistic, b: Statistic, n: int, seed: int = 0, rounds: int = ROUNDS, level: float = 0.95) -> Comparison:
+    """The paired bootstrap: both statistics (higher is better) on the same resamples of the same n items.
+
+    P. Koehn, "Statistical significance tests for machine translation evaluation", EMNLP 2004. The verdict names a winner only
+    if the interval of the difference does not hold 0.
+    """
+    everything = np.ones((1, n))
+    difference = float(a(everything)[0] - b(everything)[0])
+    low, high = percentiles(np.concatenate([a(counts) - b(counts) for counts in resample(n, seed, rounds)]), level)
+    verdict: Verdict = "a better" if low > 0 else "b better" if high < 0 else "cannot tell apart"
+    return Comparison(difference, low, high, verdict)

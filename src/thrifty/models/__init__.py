@@ -1,0 +1,5 @@
+"""Get a backbone: the built-in `minilm`, a local folder, a Hugging Face hub id, a timm model, or any module of your own."""
+from thrifty.models.backbone import Backbone, wrap
+from thrifty.models.loading import load
+
+__all__ = ["Backbone", "load", "wrap"]

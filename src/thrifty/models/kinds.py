@@ -1,0 +1,68 @@
+"""Which class of `transformers` serves which task, and its configuration."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from thrifty.core.errors import BadData, BrokenArtifact, NoSuchSetting, nearest
+
+AUTO = {
+    "text-classification": "AutoModelForSequenceClassification",
+    "regression": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "multiple-choice": "AutoModelForMultipleChoice",
+    "causal-generation": "AutoModelForCausalLM",
+    "seq2seq-generation": "AutoModelForSeq2SeqLM",
+    "image-classification": "AutoModelForImageClassification",
+}
+GENERATION = ("causal-generation", "seq2seq-generation")
+LABELLED = ("text-classification", "token-classification", "image-classification")
+
+
+def check_task(task: str, labels: Sequence[str] | None) -> None:
+    """Refuse a task that does not exist, or labels that do not fit it.
+
+    Raises: NoSuchSetting, BadData.
+    """
+    if task not in AUTO:
+        raise NoSuchSetting(f"task {task!r} is unknown.{nearest(task, AUTO)}")
+    if task in LABELLED:
+        if labels is None or len(labels) < 2:
+            raise BadData(f"{task} needs at least two labels, got {None if labels is None else list(labels)}.")
+        twice = sorted({label for label in labels if list(labels).count(label) > 1})
+        if twice:
+            raise BadData(f"the labels of {task} repeat: {', '.join(map(repr, twice))}.")
+    elif labels is not None:
+        raise BadData(f"{task} has no label space, but {len(labels)} labels were given.")
+
+
+def configure(folder: Path, name: str, task: str, labels: Sequence[str] | None) -> Any:
+    """The configuration of the model in ``folder``, set for ``task``.
+
+    Raises: NoSuchSetting for an architecture that `transformers` has no class for; BrokenArtifact for a damaged file.
+    """
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except ValueError as error:  # an architecture unknown here, or one whose code would have to be run
+        raise NoSuchSetting(f"model {name!r}: {_first(error)}") from error
+    except (OSError, KeyError, TypeError) as error:
+        raise BrokenArtifact(f"model {name!r}: {folder / 'config.json'} cannot be used: {_first(error)}") from error
+    mapping = getattr(transformers, AUTO[task])._model_mapping
+    if type(config) not in mapping:
+        served = [other for other in AUTO if type(config) in getattr(transformers, AUTO[other])._model_mapping]
+        raise NoSuchSetting(f"model {name!r} ({config.model_type}) has no form for {task}; "
+                            f"it serves {', '.join(served) or 'no task'}.")
+    if task in LABELLED and labels is not None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: number for number, label in enumerate(labels)}
+    if task == "regression":
+        config.num_labels = 1
+        config.problem_type = "regression"
+    return config
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
