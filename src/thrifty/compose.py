@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .artifact import load
 from .core import Attachment, Edit
+from .core.attaching import finish
 from .core.errors import CannotCombine, ThriftyError
 
 
@@ -47,7 +48,7 @@ def combine(model: nn.Module, adapters: Sequence[tuple[str | Path, float]], name
             at.train(parameter)
             state[f"base:{parameter}"] = moved[0][0] + sum((w * (value - original) for original, value, w in moved), torch.tensor(0.0))
         at.load_state(state)
-        at.finish(None, False)
+        finish(at, None, False)
     except BaseException:
         at.detach()
         raise

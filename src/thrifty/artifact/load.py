@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Attachment, Row, registered
+from ..core.attaching import finish
 from ..core.errors import BrokenArtifact, ThriftyError, nearest
 from ..core.probe import Example, Seen
 from ..core.site import at_path
@@ -16,7 +17,7 @@ from .files import ABOUT, TENSORS, canonical, read_header, read_json, sha256
 from .fingerprint import refuse_other
 from .save import FORMAT, VERSION, raw
 
-KEYS = {"format": str, "version": int, "thrifty": str, "method": (dict, type(None)), "seed": (int, type(None)), "plan": list,
+KEYS: dict[str, Any] = {"format": str, "version": int, "thrifty": str, "method": (dict, type(None)), "seed": (int, type(None)), "plan": list,
         "shared": (list, type(None)), "trained": dict, "base": dict, "tensors": dict, "about": dict, "hash": str}
 MOST_NUMBER = 1 << 24
 
@@ -82,7 +83,7 @@ def load(model: nn.Module, path: str | Path, name: str = "default", *, base: str
         _rebuild(at, rows, data, state)
         at.load_state(state)
         at.method, at.seed, at.about = _method(data), data["seed"], {**data["about"]}
-        at.finish(example, check)
+        finish(at, example, check)
         for row in rows:
             if not row.on:
                 at.disable(lambda r, key=row.key: r.key == key)  # type: ignore[misc]
@@ -97,7 +98,7 @@ def load(model: nn.Module, path: str | Path, name: str = "default", *, base: str
 def _rebuild(at: Attachment, rows: list[Row], data: dict[str, Any], state: dict[str, Tensor]) -> None:
     if data["shared"]:
         kind, numbers = _pair(data["shared"])
-        at.share(_checked(registered(kind), None, numbers, kind), **numbers)  # type: ignore[arg-type]
+        at.share(_checked(registered(kind), None, numbers, kind), **numbers)
     for row in rows:
         site = at_path(at.model, row.path, row.role, row.part, row.depth, row.stack, at.seen)
         _checked(registered(row.edit), site, row.numbers, row.key)

@@ -1,5 +1,6 @@
 """The engine: five nouns (Site, Edit, Method, Plan, Attachment) that know only torch."""
-from .attachment import Attachment, attach
+from .attaching import attach
+from .attachment import Attachment
 from .edit import AttentionEdit, Edit, Shared, WeightEdit, apply_weight, register, registered
 from .ledger import attachments
 from .method import Method, need

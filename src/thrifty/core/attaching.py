@@ -1,0 +1,73 @@
+"""Attaching: freeze a model, put a method on it, and refuse what is half done, dead or empty."""
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import ledger as ledgers
+from .attachment import Attachment
+from .digest import digest
+from .errors import NothingTrains
+from .method import Method
+from .probe import Example, Seen, guess_example
+from .watch import Watch, refuse_reentrant
+
+
+def attach(model: nn.Module, method: Method, name: str = "default", *, also_train: str | None = None, example: Example | None = None,
+           batches: Iterable[Any] | None = None, seed: int | None = 0, roles: Mapping[str, str] | None = None,
+           tied: str = "refuse", check: bool = True) -> Attachment:
+    """Freeze ``model``, put ``method`` on it and return the handle. The model keeps its class and its keys.
+
+    Args:
+        also_train: roles, module paths or parameter names that train in full beside the method and are saved with it
+            (``"head"``, ``"classifier.*"``).
+        example: a batch, to run once: widths of whole blocks are seen on it, and every edit must be reached by it. Without
+            one, models that describe their own input (transformers, timm) are run on a tiny made-up batch.
+        batches: data for methods that look at it before they decide where to act.
+        seed: of the edits' initial values; the global random state is left alone. None draws from the global state.
+        roles: {path pattern: role} for models whose names the table does not know.
+        tied: "refuse" edits on one use of a tied weight, or "leave" the other uses as they are.
+        check: whether to run the model once in search of dead edits.
+
+    Raises:
+        NoSuchSite, HalfAdapted, Unfit, NothingTrains, DeadEdit, NoSuchSetting: see each; the model is left as it was.
+    """
+    if not isinstance(method, Method):
+        raise TypeError(f"attach takes a method such as thrifty.LoRA(), not {type(method).__name__}")
+    method.check()
+    at = Attachment(model, name, seen=Seen(model, example), roles=roles, tied=tied)
+    at.method, at.seed = method, seed
+    try:
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.default_generator.manual_seed(seed)
+            method.attach(at, batches)
+        if also_train:
+            at.train_matching(also_train)
+        finish(at, example, check)
+    except BaseException:
+        at.detach()
+        raise
+    return at
+
+
+def finish(at: Attachment, example: Example | None, check: bool) -> None:
+    """End of building: refuse what is half done, dead or empty, and start to watch the gradients."""
+    if at.tied == "refuse":
+        ledgers.refuse_tied(at.model, {r.path: at.model.get_submodule(r.path) for r in at.plan if r.path})
+    if not at.parameters():
+        raise NothingTrains(f"nothing trains: {type(at.method).__name__} put no edit with parameters on {type(at.model).__name__} "
+                            "and named no parameter of it")
+    refuse_reentrant(at.model)
+    if check and next(at.model.parameters()).device.type != "meta":
+        if example is not None:
+            at.check(example)
+        elif (guess := guess_example(at.model)) is not None:
+            with contextlib.suppress(TypeError, ValueError, RuntimeError, IndexError):  # a guess proves nothing when it fails to run
+                at.check(guess)
+    at.start = {n: digest(p) for n, p in at.named_parameters()}
+    at.watch = Watch(at)

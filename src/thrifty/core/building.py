@@ -1,0 +1,206 @@
+"""Building: what methods call to put their edits on a model, and to let parameters of the base train in place."""
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+
+from . import ledger as ledgers
+from .edit import Edit, Shared, build, install, plain
+from .errors import HalfAdapted, NoSuchSite, ThriftyError
+from .method import Method
+from .plan import Row
+from .probe import Seen
+from .site import Site, _owned, sites
+from .watch import Watch
+
+if TYPE_CHECKING:
+    from .attachment import Attachment
+
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+
+
+class Context:
+    """What edits read besides their input: the task or the adapter rows of this batch, features tapped in this forward."""
+
+    def __init__(self) -> None:
+        self.task: Tensor | None = None
+        self.rows: Tensor | None = None
+        self.taps: dict[Any, Any] = {}
+        self.shared: Any = None
+
+
+class Building:
+    """The half of an attachment that methods see. Its attributes say what was put where, and what was there before."""
+
+    def __init__(self, model: nn.Module, name: str = "default", *, seen: Seen | None = None,
+                 roles: Mapping[str, str] | None = None, tied: str = "refuse"):
+        if not NAME.fullmatch(name):
+            raise ThriftyError(f"an attachment's name is letters, digits, '_' and '-', starting with a letter; not {name!r}")
+        if tied not in ("refuse", "leave"):
+            raise ThriftyError(f"tied= is 'refuse' or 'leave', not {tied!r}")
+        self.model, self.name, self.roles, self.tied = model, name, dict(roles or {}), tied
+        self.method: Method | None = None
+        self.plan: list[Row] = []
+        self.edits: dict[str, Edit] = {}
+        self.slots: dict[str, str] = {}
+        self.base: dict[str, Tensor] = {}  # originals of base parameters and buffers that change in place
+        self.masks: dict[str, Tensor] = {}  # which of their entries may
+        self.wildcard: set[str] = set()
+        self.stash: dict[str, Tensor] = {}  # what those hold while the attachment is disabled
+        self.backup: dict[str, Tensor] = {}  # originals of merged weights
+        self.replaced: list[tuple[str, nn.Module]] = []
+        self.shared_as: tuple[str, dict[str, Any]] | None = None
+        self.start: dict[str, str] = {}  # checksums of what trains, as it was when attached
+        self.about: dict[str, Any] = {}  # plain data that travels with the adapter: task, labels, preprocessing
+        self.seed: int | None = None
+        self.watch: Watch | None = None
+        self.context = Context()
+        self.seen = seen or Seen(model)
+        self.base_match = ""  # after loading: how the base was recognised
+        self.merged = self.closed = False
+        ledgers.enter(cast("Attachment", self))
+
+    def sites(self, where: str) -> list[Site]:
+        """The sites that ``where`` names; see ``thrifty.sites``."""
+        return sites(self.model, where, seen=self.seen, own=self.roles)
+
+    def put(self, site: Site, edit: type[Edit], **numbers: Any) -> Edit:
+        """Make an ``edit`` for ``site`` and install it. ``numbers`` must be plain data.
+
+        Raises:
+            TypeError: a number is not plain data, or the edit does not take it.
+        """
+        if not edit.registered:
+            raise TypeError(f"{edit.__name__} has no registered name: decorate it with @register('...') so that it can be saved")
+        numbers = {k: plain(v, f"{edit.__name__}({k}=)") for k, v in numbers.items()}
+        made: Edit = build(edit, site, numbers, site.device, site.dtype)
+        key = f"{site.key}#{edit.registered}"
+        while key in self.edits:
+            key += "+"
+        slot = self._slot(site)
+        made.__dict__["context"] = self.context
+        install(site.module, slot, made)
+        self.edits[key], self.slots[key] = made, slot
+        seen = dict(self.seen.shapes.get(site.path, {}))
+        with contextlib.suppress(ThriftyError):
+            seen |= {"in": site.din, "out": site._width("out")}
+        self.plan.append(Row(key, site.path, site.role, site.depth, site.stack, site.part, edit.registered, numbers, seen))
+        return made
+
+    def share(self, module: type[Shared], **numbers: Any) -> Any:
+        """Make one module that many edits use and keep it at the root; they read it as ``self.context.shared``."""
+        numbers = {k: plain(v, f"{module.__name__}({k}=)") for k, v in numbers.items()}
+        made = build(module, None, numbers, self.seen.device, Site("", self.model, "model", seen=self.seen).dtype)
+        install(self.model, f"{self.name}_shared", made)
+        self.context.shared, self.shared_as = made, (module.registered, numbers)
+        return made
+
+    def train(self, name: str, mask: Tensor | None = None, wildcard: bool = False) -> None:
+        """Let the base parameter ``name`` train in place, all of it or where ``mask`` is true. The original is kept.
+
+        ``wildcard`` says that the parameter was one of many and need not be reached by every task.
+
+        Raises:
+            HalfAdapted: another attachment trains it already.
+        """
+        name = ledgers.canonical(self.model, name)
+        if name in self.base:
+            return
+        owner = next((a.name for a in ledgers.attachments(self.model).values() if name in a.base), None)
+        if owner:
+            raise HalfAdapted(f"{name!r} already trains in place in the attachment {owner!r}; two cannot own its values")
+        parameter = self.model.get_parameter(name)
+        self.base[name] = parameter.detach().clone()
+        parameter.requires_grad_(True)
+        if wildcard:
+            self.wildcard.add(name)
+        if mask is not None:
+            self.masks[name] = mask
+            parameter.register_hook(_Masked(mask))
+
+    def train_matching(self, where: str, wildcard: bool = False) -> list[str]:
+        """``train`` every parameter of the sites, or with the names, that the ``|``-separated terms of ``where`` match.
+
+        Raises:
+            NoSuchSite: a term matches nothing that has parameters.
+            HalfAdapted: a matched parameter is tied to one under a name that is not matched.
+        """
+        chosen: list[str] = []
+        listed = [n for n, _ in self.model.named_parameters(remove_duplicate=False) if not _owned(n)]
+        for term in (t.strip() for t in where.split("|")):
+            hits = [n for n in listed if fnmatchcase(n, term)]
+            if not hits:
+                try:
+                    found = self.sites(term)
+                except NoSuchSite as error:
+                    raise NoSuchSite(f"{term!r} in {where!r} names no parameter to train: {error}") from None
+                hits = [f"{s.path}.{n}" if s.path else n for s in found for n, _ in s.module.named_parameters() if not _owned(n)]
+            if not hits:
+                raise NoSuchSite(f"{term!r} in {where!r} matches modules without parameters")
+            chosen += [n for n in hits if n not in chosen]
+        for name in chosen:
+            parameter = self.model.get_parameter(name)
+            rest = [n for n in ledgers.other_names(self.model, parameter) if n not in chosen]
+            if rest and self.tied == "refuse":
+                raise HalfAdapted(f"{name!r} is tied to {rest}: training it trains both. Name them all, or pass tied='leave'")
+            self.train(name, wildcard=wildcard)
+        return chosen
+
+    def train_buffers(self, names: Iterable[str]) -> None:
+        """Make buffers that move during training (batch-norm statistics) part of the adapter, and let them move."""
+        book = ledgers.ledger(self.model)
+        assert book is not None
+        buffers = dict(self.model.named_buffers())
+        for name in names:
+            self.base[name] = buffers[name].detach().clone()
+        for path in {n.rpartition(".")[0] for n in self.base if n in buffers}:
+            module = self.model.get_submodule(path)
+            if path in book.modes:
+                module._forward_pre_hooks = type(module._forward_pre_hooks)(
+                    (k, h) for k, h in module._forward_pre_hooks.items() if h is not ledgers._hold_still)
+                module.train(book.modes[path])
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What this attachment trains: (name in the file, parameter)."""
+        for key, edit in self.edits.items():
+            for name, p in edit.named_parameters():
+                if p.requires_grad:
+                    yield f"edit:{key}:{name}", p
+        if self.context.shared is not None:
+            for name, p in self.context.shared.named_parameters():
+                if p.requires_grad:
+                    yield f"shared:{name}", p
+        for name in self.base:
+            if (found := dict(self.model.named_parameters()).get(name)) is not None:
+                yield f"base:{name}", found
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What this attachment trains."""
+        return [p for _, p in self.named_parameters()]
+
+    def _slot(self, site: Site) -> str:
+        taken = getattr(site.module, "edits", {})
+        slot = self.name if site.part is None else f"{self.name}_{site.part.name.rpartition('.')[2]}"
+        count = 2
+        while slot in taken:
+            slot, count = f"{slot.rstrip('0123456789')}{count}", count + 1
+        return slot
+
+    def _tensor(self, name: str) -> Tensor:
+        holder, _, short = name.rpartition(".")
+        return getattr(self.model.get_submodule(holder), short)
+
+
+class _Masked:
+    """Keeps the gradient of masked entries only; an object, so that a model that holds it can be pickled."""
+
+    def __init__(self, mask: Tensor):
+        self.mask = mask
+
+    def __call__(self, grad: Tensor) -> Tensor:
+        return grad * self.mask

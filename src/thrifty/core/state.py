@@ -1,0 +1,75 @@
+"""State: every tensor that an attachment needs, by name, and putting them back."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .errors import BrokenArtifact, nearest
+
+if TYPE_CHECKING:
+    from .building import Building
+
+
+def state(at: Building) -> dict[str, Tensor]:
+    """All tensors that the adapter needs, by name, whole (on every rank when sharded) and on the CPU."""
+    found: dict[str, Tensor] = {}
+    for key, edit in at.edits.items():
+        found |= {f"edit:{key}:{n}": t for n, t in edit.state_dict().items()}
+    if at.context.shared is not None:
+        found |= {f"shared:{n}": t for n, t in at.context.shared.state_dict().items()}
+    tensors = {**dict(at.model.named_parameters()), **dict(at.model.named_buffers())}
+    for name in at.base:
+        now = at.stash.get(name, tensors[name])
+        if name in at.masks:
+            found[f"mask:{name}"] = at.masks[name]
+            found[f"base:{name}"] = _whole(now)[at.masks[name]]
+        else:
+            found[f"base:{name}"] = now
+    return {n: _whole(t).detach().to("cpu", copy=True).contiguous() for n, t in found.items()}
+
+
+@torch.no_grad()
+def load_state(at: Building, state: Mapping[str, Tensor]) -> None:
+    """Put tensors back.
+
+    Raises:
+        BrokenArtifact: a tensor is missing, unknown, or of another shape; nothing has been changed then.
+    """
+    targets = _targets(at)
+    for name in state:
+        if name not in targets:
+            raise BrokenArtifact(f"unexpected tensor {name!r}." + nearest(name, targets))
+    for name, target in targets.items():
+        if name not in state:
+            raise BrokenArtifact(f"the tensor {name!r} is missing")
+        if tuple(state[name].shape) != tuple(target.shape):
+            raise BrokenArtifact(f"{name!r} has shape {tuple(state[name].shape)}, the model wants {tuple(target.shape)}")
+    for name, target in targets.items():
+        if name.startswith("base:") and (base := name[5:]) in at.masks:
+            whole = at.base[base].clone()
+            whole[at.masks[base]] = state[name].to(whole)
+            at._tensor(base).copy_(whole)
+        elif not name.startswith("mask:"):
+            target.copy_(state[name])
+
+
+def _targets(at: Building) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for key, edit in at.edits.items():
+        found |= {f"edit:{key}:{n}": t for n, t in edit.state_dict(keep_vars=True).items()}
+    if at.context.shared is not None:
+        found |= {f"shared:{n}": t for n, t in at.context.shared.state_dict(keep_vars=True).items()}
+    for name in at.base:
+        if name in at.masks:
+            found[f"mask:{name}"] = at.masks[name]
+            found[f"base:{name}"] = at.base[name][at.masks[name]]
+        else:
+            found[f"base:{name}"] = at._tensor(name)
+    return found
+
+
+def _whole(t: Tensor) -> Tensor:
+    return t.full_tensor() if hasattr(t, "full_tensor") else t
