@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from unicodedata import east_asian_width
 
 from thrifty.report.axes import Scale, ground, name_ticks, ticks, widen
 from thrifty.report.measure import Bin, likely
@@ -99,8 +100,8 @@ def _drawn(trace: Trace, x: Scale, y: Scale) -> str:
 def confusion(key: str, counts: Sequence[Sequence[int]], labels: Sequence[str], name: str, said: str) -> str:
     """Targets as rows, predictions as columns; the share of its row gives a cell its strength, its kind the colour."""
     cell = confusion_cell(len(labels))
-    shown = [label if len(label) <= 18 else label[:17] + "…" for label in labels]
-    longest = max(map(len, shown), default=1)
+    shown = [_cut(label, 18) for label in labels]
+    longest = max(map(_columns, shown), default=1)
     left, top = 22 + 6.9 * longest, 30 + 5.4 * longest
     side = cell * len(labels)
     body = [words("name", left, 12, "predicted"), words("name", left - 10, top - 8, "true", "end")]
@@ -111,7 +112,7 @@ def confusion(key: str, counts: Sequence[Sequence[int]], labels: Sequence[str], 
         for j, n in enumerate(row):
             body.append(_cell(left + j * cell, top + i * cell, cell, n, sum(row), labels[i], labels[j]))
     # The last column's slanted name reaches past the grid.
-    width = left + side + max(12, 4.6 * len(shown[-1]) - cell / 2 + 8)
+    width = left + side + max(12, 4.6 * _columns(shown[-1]) - cell / 2 + 8)
     return drawing(key, width, top + side + 4, name, said, "".join(body))
 
 
@@ -163,6 +164,20 @@ def scatter(key: str, points: Sequence[tuple[float, float]], name: str, said: st
     body = [ground(x, y, marks, marks, "true", "predicted"), line("ideal", x(low), y(low), x(high), y(high)),
             f'<g fill-opacity="{strength:.2f}">', *(circle("point s0", x(a), y(b), 3.4) for a, b in points), "</g>"]
     return drawing(key, WIDTH, WIDTH, name, said, "".join(body))
+
+
+def _columns(said: str) -> int:
+    """How wide a text is, in letters: ideographs and pictograms take two."""
+    return sum(2 if east_asian_width(letter) in "WF" else 1 for letter in said)
+
+
+def _cut(said: str, most: int) -> str:
+    """As much of a text as fits into ``most`` columns."""
+    if _columns(said) <= most:
+        return said
+    while _columns(said) > most - 1:
+        said = said[:-1]
+    return said.rstrip() + "…"
 
 
 def _gutter(names: Sequence[str]) -> float:

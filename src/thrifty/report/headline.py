@@ -41,6 +41,11 @@ def verdict(metric: str, baseline: Baseline, items: int) -> tuple[str, str]:
     return "equal", f"Cannot be told apart from {baseline['title']} on {numbers.count(items)} test items ({said})."
 
 
+def rivals(metrics: Metrics) -> list[Baseline]:
+    """The baselines, strongest first: beating the majority class says little once the linear head is beaten."""
+    return sorted(metrics["baselines"], key=lambda b: -b["test"][metrics["metric"]]["value"] if b["test"] else 0)
+
+
 def notices(metrics: Metrics) -> list[str]:
     """Everything to be wary of: the warnings of the run, then the seeds that did not run to their end."""
     many = len(metrics["seeds"]) > 1
@@ -119,7 +124,7 @@ def _forest(metrics: Metrics, mine: Estimate) -> str:
     rows: list[Row] = [("mine", "this run" if len(metrics["seeds"]) == 1 else f"mean of {len(metrics['seeds'])} seeds", mine)]
     if len(metrics["seeds"]) > 1:
         rows += [("one other", f"seed {s['seed']}", s["test"][metric]) for s in metrics["seeds"] if s["test"]]
-    rows += [("other", b["title"], b["test"][metric]) for b in _rivals(metrics) if b["test"]]
+    rows += [("other", b["title"], b["test"][metric]) for b in rivals(metrics) if b["test"]]
     ends = [end for _, _, e in rows for end in (e["value"], e["low"], e["high"]) if end is not None]
     pad = (max(ends) - min(ends)) * 0.06 or 0.05
     x = Scale(min(ends) - pad, max(ends) + pad, 0, 100)
@@ -133,11 +138,6 @@ def _forest(metrics: Metrics, mine: Estimate) -> str:
             f'<span class="track">{axis}</span><span class="what"></span></li></ol>')
 
 
-def _rivals(metrics: Metrics) -> list[Baseline]:
-    """The baselines, strongest first: beating the majority class says little once the linear head is beaten."""
-    return sorted(metrics["baselines"], key=lambda b: -b["test"][metrics["metric"]]["value"] if b["test"] else 0)
-
-
 def _track(x: Scale, e: Estimate) -> str:
     bar = ""
     if e["low"] is not None and e["high"] is not None:
@@ -148,7 +148,7 @@ def _track(x: Scale, e: Estimate) -> str:
 def _verdicts(metrics: Metrics) -> str:
     if not metrics["test"]:
         return ""
-    said = [verdict(metrics["metric"], baseline, metrics["items"]["test"]) for baseline in _rivals(metrics)]
+    said = [verdict(metrics["metric"], baseline, metrics["items"]["test"]) for baseline in rivals(metrics)]
     points = "".join(f'<li class="{kind}">{text(words)}</li>' for kind, words in said)
     return f'<ul class="verdict">{points}</ul>' if points else ""
 

@@ -7,7 +7,7 @@ from thrifty.report.markup import figure, legend, note, section
 from thrifty.report.reading import Results
 from thrifty.report.schema import Seed
 
-REMARK = "The training loss of every step, faint, and its running mean. The weights of the best evaluation were kept."
+REMARK = "The training loss of every step, faint, and smoothed. The weights of the best evaluation were kept."
 
 
 def learning(results: Results) -> str:

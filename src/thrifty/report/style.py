@@ -153,7 +153,8 @@ table.plain td, table.plain th { text-align: left; white-space: normal; overflow
   unicode-bidi: isolate; }
 .cards blockquote + blockquote { margin-top: 6px; padding-top: 6px; border-top: 1px dotted var(--line); }
 .cards .fate { margin-top: 6px; font-size: 15px; color: var(--soft); overflow-wrap: anywhere; }
-.cards .fate b { font-weight: 600; } .cards .fate .bad { color: var(--bad); } .cards .fate .good { color: var(--good); }
+.cards .fate b { font-weight: 600; unicode-bidi: isolate; }
+.cards .fate .bad { color: var(--bad); } .cards .fate .good { color: var(--good); }
 .cards img { display: block; width: 112px; height: 112px; object-fit: contain; background: var(--wash); border-radius: 6px;
   image-rendering: auto; }
 .cards.pictures { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 24px 20px; }
@@ -220,6 +221,7 @@ footer { margin-top: 64px; padding-top: 16px; border-top: 1px solid var(--line);
   section { grid-template-columns: 10rem minmax(0, 1fr); gap: 12px 24px; margin-top: 28px; }
   figure, tr, .cards > li, .facts > div, .result, .warnings { break-inside: avoid; }
   section header { break-after: avoid; }
+  details::details-content { content-visibility: visible; block-size: auto; }
   .scroll, .grid-chart { overflow: visible; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from thrifty.report import numbers
+from thrifty.report.headline import rivals
 from thrifty.report.markup import section, table, text
 from thrifty.report.reading import Results
 from thrifty.report.schema import Estimate
@@ -12,10 +13,10 @@ def values(results: Results) -> str:
     metrics = results.metrics
     if len(metrics["test"]) < 2:
         return ""
-    rivals = [(b["title"], b["test"]) for b in metrics["baselines"] if b["test"]]
-    rows = [[text(numbers.title(name)), _estimate(name, estimate), *(_estimate(name, test.get(name)) for _, test in rivals)]
+    measured = [b for b in rivals(metrics) if b["test"]]
+    rows = [[text(numbers.title(name)), _estimate(name, estimate), *(_estimate(name, b["test"].get(name)) for b in measured)]
             for name, estimate in metrics["test"].items()]
-    head = ["", "this run", *(text(title) for title, _ in rivals)]
+    head = ["", "this run", *(text(b["title"]) for b in measured)]
     return section("All test metrics", f"With 95{numbers.GAP}% intervals.", table(head, rows))
 
 
