@@ -17,9 +17,9 @@ from .probe import Example, Seen, guess_example
 from .watch import Watch, refuse_reentrant
 
 
-def attach(model: nn.Module, method: Method, name: str = "default", *, also_train: str | None = None, example: Example | None = None,
-           batches: Iterable[Any] | None = None, seed: int | None = 0, roles: Mapping[str, str] | None = None,
-           tied: str = "refuse", check: bool = True) -> Attachment:
+def attach(model: nn.Module, method: Method, name: str = "default", *, also_train: str | None = None,
+           example: Example | None = None, batches: Iterable[Any] | None = None, seed: int | None = 0,
+           roles: Mapping[str, str] | None = None, tied: str = "refuse", check: bool = True) -> Attachment:
     """Freeze ``model``, put ``method`` on it and return the handle. The model keeps its class and its keys.
 
     Args:
@@ -60,14 +60,14 @@ def finish(at: Attachment, example: Example | None, check: bool) -> None:
     if at.tied == "refuse":
         ledgers.refuse_tied(at.model, {r.path: at.model.get_submodule(r.path) for r in at.plan if r.path})
     if not at.parameters():
-        raise NothingTrains(f"nothing trains: {type(at.method).__name__} put no edit with parameters on {type(at.model).__name__} "
-                            "and named no parameter of it")
+        raise NothingTrains(f"nothing trains: {type(at.method).__name__} put no edit with parameters on "
+                            f"{type(at.model).__name__} and named no parameter of it")
     refuse_reentrant(at.model)
     if check and next(at.model.parameters()).device.type != "meta":
         if example is not None:
             at.check(example)
         elif (guess := guess_example(at.model)) is not None:
-            with contextlib.suppress(TypeError, ValueError, RuntimeError, IndexError):  # a guess proves nothing when it fails to run
+            with contextlib.suppress(TypeError, ValueError, RuntimeError, IndexError):  # a guess that fails proves nothing
                 at.check(guess)
     at.start = {n: digest(p) for n, p in at.named_parameters()}
     at.watch = Watch(at)

@@ -40,8 +40,9 @@ class Attachment(Building):
         acting = [(key, e) for key, e in self.edits.items() if e.on]
         dead = uncalled(self.model, example, acting)
         if dead:
-            raise DeadEdit(f"{len(dead)} of {len(acting)} edits are never reached by the model's forward pass: {dead[:5]}. The module there "
-                           "is not called (its weights are read directly, or this input takes another path): choose other sites")
+            raise DeadEdit(f"{len(dead)} of {len(acting)} edits are never reached by the model's forward pass: {dead[:5]}. "
+                           "The module there is not called (its weights are read directly, or this input takes another "
+                           "path): choose other sites")
 
     def enable(self, on: bool = True, where: Callable[[Row], bool] = lambda row: True) -> None:
         """Switch edits on or off, all or those whose plan row ``where`` accepts. Off for all is the base model, bit for bit."""
@@ -150,7 +151,8 @@ class Attachment(Building):
 
     def __repr__(self) -> str:
         kind = self.method.name if self.method else "loaded"
-        return f"<Attachment {self.name!r}: {kind}, {len(self.edits)} edits, {sum(p.numel() for p in self.parameters()):,} parameters>"
+        count = sum(p.numel() for p in self.parameters())
+        return f"<Attachment {self.name!r}: {kind}, {len(self.edits)} edits, {count:,} parameters>"
 
     # -- inside -----------------------------------------------------------------------------------------------------------
     @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 
 from . import ledger as ledgers
-from .edit import Edit, Shared, build, install, plain
+from .edit import Edit, Shared, build, install, plain, remove
 from .errors import HalfAdapted, NoSuchSite, ThriftyError
 from .method import Method
 from .plan import Row
@@ -32,6 +32,10 @@ class Context:
         self.rows: Tensor | None = None
         self.taps: dict[Any, Any] = {}
         self.shared: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Taps belong to the forward pass that is running; a copy of the model has none."""
+        return {**self.__dict__, "taps": {}}
 
 
 class Building:
@@ -76,7 +80,7 @@ class Building:
             TypeError: a number is not plain data, or the edit does not take it.
         """
         if not edit.registered:
-            raise TypeError(f"{edit.__name__} has no registered name: decorate it with @register('...') so that it can be saved")
+            raise TypeError(f"{edit.__name__} cannot be saved without a registered name: decorate it with @register('...')")
         numbers = {k: plain(v, f"{edit.__name__}({k}=)") for k, v in numbers.items()}
         made: Edit = build(edit, site, numbers, site.device, site.dtype)
         key = f"{site.key}#{edit.registered}"
@@ -99,6 +103,14 @@ class Building:
         install(self.model, f"{self.name}_shared", made)
         self.context.shared, self.shared_as = made, (module.registered, numbers)
         return made
+
+    def unshare(self) -> None:
+        """Take the shared module away, when no edit reads it any more; what trains has changed, so it is watched anew."""
+        remove(self.model, f"{self.name}_shared")
+        self.context.shared, self.shared_as = None, None
+        if self.watch is not None:
+            self.watch.stop()
+            self.watch, self.start = Watch(cast("Attachment", self)), {}
 
     def train(self, name: str, mask: Tensor | None = None, wildcard: bool = False) -> None:
         """Let the base parameter ``name`` train in place, all of it or where ``mask`` is true. The original is kept.
@@ -134,12 +146,13 @@ class Building:
         listed = [n for n, _ in self.model.named_parameters(remove_duplicate=False) if not _owned(n)]
         for term in (t.strip() for t in where.split("|")):
             hits = [n for n in listed if fnmatchcase(n, term)]
-            if not hits:
-                try:
-                    found = self.sites(term)
-                except NoSuchSite as error:
+            try:  # "norm*" is a role, and in some models also the beginning of a parameter's name: both are meant
+                found = self.sites(term)
+            except NoSuchSite as error:
+                if not hits:
                     raise NoSuchSite(f"{term!r} in {where!r} names no parameter to train: {error}") from None
-                hits = [f"{s.path}.{n}" if s.path else n for s in found for n, _ in s.module.named_parameters() if not _owned(n)]
+                found = []
+            hits += [f"{s.path}.{n}" if s.path else n for s in found for n, _ in s.module.named_parameters() if not _owned(n)]
             if not hits:
                 raise NoSuchSite(f"{term!r} in {where!r} matches modules without parameters")
             chosen += [n for n in hits if n not in chosen]

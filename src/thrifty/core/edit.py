@@ -103,7 +103,7 @@ class Edit(nn.Module):
         Raises:
             CannotCombine: this kind of edit has no exact sum.
         """
-        raise CannotCombine(f"a weighted sum of {cls.__name__} edits is not a {cls.__name__} edit: only one, at weight 1, is exact")
+        raise CannotCombine(f"a weighted sum of {cls.__name__} edits is not one of its kind: only one at weight 1 is exact")
 
 
 class WeightEdit(Edit):
@@ -246,7 +246,7 @@ class AttentionEdit(Edit):
 
     def __init__(self, site: Site):
         super().__init__(site)
-        site.heads  # raises now, and not silently never, where no SDPA call can be rewritten
+        self.heads, self.dim = site.heads  # raises now, not silently never, where no SDPA call can be rewritten
         self.__dict__["mode"] = Attending(self)
 
 
@@ -262,7 +262,7 @@ def plain(value: Any, where: str) -> Any:
         return [plain(v, where) for v in value]
     if isinstance(value, dict) and all(isinstance(k, str) for k in value):
         return {k: plain(v, where) for k, v in value.items()}
-    raise TypeError(f"{where}: {value!r} ({type(value).__name__}) is not plain data; an edit takes numbers, strings and lists of them")
+    raise TypeError(f"{where}: {value!r} ({type(value).__name__}) is not plain data: an edit takes numbers, strings and lists")
 
 
 def build(kind: type[Any], site: Site | None, numbers: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:

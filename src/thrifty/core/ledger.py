@@ -132,8 +132,9 @@ def refuse_tied(model: nn.Module, holders: dict[str, nn.Module]) -> None:
         for short, p in module.named_parameters(recurse=False):
             rest = names.get(id(p), set()) - edited
             if rest:
-                raise HalfAdapted(f"{path}.{short} is tied to {sorted(f'{r}.{short}' for r in rest)}: an edit on {path!r} alone would "
-                                  "adapt only one of its uses. Name them all, or pass tied='leave' to mean just this one")
+                others = sorted(f"{r}.{short}" for r in rest)
+                raise HalfAdapted(f"{path}.{short} is tied to {others}: an edit on {path!r} alone would adapt only one of its "
+                                  "uses. Name them all, or pass tied='leave' to mean just this one")
 
 
 def snapshot(model: nn.Module) -> dict[str, str]:

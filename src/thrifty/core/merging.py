@@ -14,6 +14,7 @@ from .errors import CannotMerge
 if TYPE_CHECKING:
     from .attachment import Attachment
 
+Replaced = list[tuple[str, nn.Module]]
 EXACT = 1 << 26  # weights up to this many entries are folded in float64, larger ones in float32
 
 
@@ -34,7 +35,7 @@ class MergeReport:
         return text + (f"; {len(self.dequantised)} quantised layers became dense" if self.dequantised else "")
 
 
-def fold_all(at: Attachment, limit: float, quantised: str) -> tuple[MergeReport, dict[str, Tensor], list[tuple[str, nn.Module]]]:
+def fold_all(at: Attachment, limit: float, quantised: str) -> tuple[MergeReport, dict[str, Tensor], Replaced]:
     """Write every edit of ``at`` into its weight.
 
     Returns the report, the originals of what was overwritten (by parameter name) and the quantised modules that were replaced.
@@ -49,15 +50,15 @@ def fold_all(at: Attachment, limit: float, quantised: str) -> tuple[MergeReport,
         module = at.model.get_submodule(path)
         if weights.is_quantised(module) and quantised != "dequantise":
             raise CannotMerge(f"{path!r} is quantised ({type(module).__name__}): its grid would swallow the edit. Merge with "
-                              "quantised='dequantise' to replace the layer by a dense one, or into the original full-precision base")
+                              "quantised='dequantise' to replace the layer by a dense one, or into the full-precision base")
         old_weight, old_bias = _whole(edits[0])
         wide = torch.float64 if old_weight.numel() <= EXACT or old_weight.dtype == torch.float64 else torch.float32
         target_weight, target_bias = _folded(edits, old_weight.to(wide), None if old_bias is None else old_bias.to(wide))
         stored = torch.float32 if weights.is_quantised(module) else old_weight.dtype
         report.errors[path] = _loss(old_weight.to(wide), target_weight, stored)
         if report.errors[path] > limit:
-            raise CannotMerge(f"merging {path!r} in {old_weight.dtype} would lose {report.errors[path]:.0%} of the adapter's effect "
-                              f"(limit {limit:.0%}): load the base in float32 to merge, or serve it unmerged")
+            raise CannotMerge(f"merging {path!r} in {old_weight.dtype} would lose {report.errors[path]:.0%} of the adapter's "
+                              f"effect (limit {limit:.0%}): load the base in float32 to merge, or serve it unmerged")
         new[path] = target_weight, target_bias
     backup: dict[str, Tensor] = {}
     replaced: list[tuple[str, nn.Module]] = []
@@ -74,7 +75,7 @@ def fold_all(at: Attachment, limit: float, quantised: str) -> tuple[MergeReport,
 
 
 @torch.no_grad()
-def restore(model: nn.Module, backup: dict[str, Tensor], replaced: list[tuple[str, nn.Module]]) -> None:
+def restore(model: nn.Module, backup: dict[str, Tensor], replaced: Replaced) -> None:
     """Put back what ``fold_all`` overwrote and replaced, bit for bit."""
     for path, module in replaced:
         _replace(model, path, module)
@@ -99,8 +100,8 @@ def _refuse_neighbours(at: Attachment, plans: dict[str, list[Edit]]) -> None:
         others = [e for e in edits_on(at.model.get_submodule(path)).values()
                   if isinstance(e, Edit) and e.on and all(e is not own for own in plans[path])]
         if others and not all(e.additive for e in (*others, *plans[path])):
-            raise CannotMerge(f"{path!r} also holds {type(others[0]).__name__} of another attachment, and the two do not commute: "
-                              "merge or disable that one first")
+            raise CannotMerge(f"{path!r} also holds {type(others[0]).__name__} of another attachment, and the two do not "
+                              "commute: merge or disable that one first")
 
 
 @torch.no_grad()

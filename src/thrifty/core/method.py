@@ -34,6 +34,8 @@ class Method:
     inference: ClassVar[str] = ""
     Edit: ClassVar[type[Edit]]
     elsewhere: ClassVar[tuple[str, ...]] = ("where",)  # fields that are not numbers of the edit
+    rate: ClassVar[float] = 1e-3  # a learning rate of AdamW to start from
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}  # aliases that stand for settings of the method -> those settings
     if TYPE_CHECKING:
         where: str
 
@@ -59,6 +61,9 @@ class Method:
 
     def step(self, at: Attachment, progress: float) -> None:
         """Called after each optimiser step; ``progress`` runs from 0 to 1."""
+
+    def finish(self, at: Attachment) -> None:
+        """Called once after training: throw away what only training needed."""
 
     def groups(self, at: Attachment, rate: float, decay: float) -> list[dict[str, Any]]:
         """Optimiser parameter groups. One-dimensional tensors (scales, biases, magnitudes) are not decayed."""
@@ -91,7 +96,8 @@ def _as(method: str, key: str, value: Any, kind: str) -> Any:
         return float(value)
     wanted = {"int": int, "float": float, "str": str, "bool": bool}.get(kind)
     if wanted is not None and (not isinstance(value, wanted) or wanted is int and isinstance(value, bool)):
-        raise NoSuchSetting(f"{method}: {key} must be {'true or false' if wanted is bool else f'of type {kind}'}, not {value!r}")
+        said = "true or false" if wanted is bool else f"of type {kind}"
+        raise NoSuchSetting(f"{method}: {key} must be {said}, not {value!r}")
     return value
 
 

@@ -45,7 +45,7 @@ class Row:
             if name not in row:
                 raise BrokenArtifact(f"plan row {row.get('key', '?')!r} lacks {name!r}")
             if not isinstance(row[name], kind):  # type: ignore[arg-type]
-                raise BrokenArtifact(f"plan row {row.get('key', '?')!r}: {name} has the wrong type ({type(row[name]).__name__})")
+                raise BrokenArtifact(f"plan row {row.get('key', '?')!r}: {name} is of the wrong type, {type(row[name]).__name__}")
         try:
             part = Part(**row["part"]) if row["part"] else None
         except TypeError as error:

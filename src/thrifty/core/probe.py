@@ -82,7 +82,8 @@ def guess_example(model: nn.Module) -> dict[str, Tensor] | Tensor | None:
     make: dict[str, Any] = {"device": first.device}
     dtype = first.dtype if first.is_floating_point() else torch.float32
     config = getattr(model, "config", None)
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or (getattr(model, "default_cfg", None) or {}).get("input_size")
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)  # timm
+    size = size or (getattr(model, "default_cfg", None) or {}).get("input_size")
     if config is None and size is not None:
         return torch.zeros(1, 3, *size[-2:], dtype=dtype, **make)
     name = getattr(model, "main_input_name", None)
@@ -94,7 +95,7 @@ def guess_example(model: nn.Module) -> dict[str, Tensor] | Tensor | None:
         side = getattr(vision or config, "image_size", None) or 224
         shape = tuple(side) if isinstance(side, (list, tuple)) else (side, side)
         pixels = torch.zeros(1, getattr(vision or config, "num_channels", 3), *shape, dtype=dtype, **make)
-        return {"pixel_values": pixels} if name == "pixel_values" and vision is None else {"input_ids": ids, "pixel_values": pixels}
+        return {"pixel_values": pixels} if vision is None else {"input_ids": ids, "pixel_values": pixels}
     batch: dict[str, Tensor] = {}
     if name == "input_features":
         batch[name] = torch.zeros(1, config.num_mel_bins, 2 * config.max_source_positions, dtype=dtype, **make)

@@ -157,7 +157,8 @@ def at_path(model: nn.Module, path: str, role: str, part: Part | None, depth: in
     try:
         module = model.get_submodule(path)
     except AttributeError:
-        raise NoSuchSite(f"no module {path!r} in {type(model).__name__}." + nearest(path, dict(model.named_modules()))) from None
+        known = dict(model.named_modules())
+        raise NoSuchSite(f"no module {path!r} in {type(model).__name__}." + nearest(path, known)) from None
     return Site(path, module, role, depth, stack, part, seen=seen)
 
 
@@ -200,8 +201,9 @@ def _refuse_halves(model: nn.Module, every: list[Site], hits: list[Site], glob: 
     tensors = [s for s in every if s.role == "experts"]
     by_role = any(fnmatchcase(s.role, glob) and not fnmatchcase(s.path, glob) for s in hits)
     if tensors and by_role and not waived and any(s.role.startswith("mlp.") for s in hits):
+        held = roles.expert_tensors(tensors[0].module)
         raise HalfAdapted(f"{glob!r} would adapt {hits[-1].path!r} but not the {len(tensors)} expert tensors beside it "
-                          f"({tensors[0].path!r}: {roles.expert_tensors(tensors[0].module)}); add '|!experts' to leave those as they are")
+                          f"({tensors[0].path!r}: {held}); add '|!experts' to leave those as they are")
     for site in hits:
         missed = [m for m in site.mounts if not fnmatchcase(m, glob)]
         if missed and not fnmatchcase(site.role, glob) and not (site.part and fnmatchcase(site.key, glob)):
@@ -223,7 +225,8 @@ def _all(model: nn.Module, seen: Seen, own: Mapping[str, str]) -> Iterator[Site]
         stack, depth = where.get(home or "", ("", -1))
         own_role = next((r for pattern, r in own.items() if re.search(pattern, path)), None)
         block = model.get_submodule(home) if home else None
-        name = own_role or ("block" if path == home else roles.role(path, module, block, path[len(home) + 1 :] if home else path, {}))
+        below = path[len(home) + 1 :] if home else path
+        name = own_role or ("block" if path == home else roles.role(path, module, block, below, {}))
         if not name:
             continue
         named[path] = name
@@ -237,8 +240,9 @@ def _all(model: nn.Module, seen: Seen, own: Mapping[str, str]) -> Iterator[Site]
         elif name.startswith("after."):
             like = _projection(block, name)
             yield Site(path, module, name, like=like, **about)  # type: ignore[arg-type]
-        else:
-            yield Site(path, module, name, **about)  # type: ignore[arg-type]
+        else:  # a block is as wide as the projection that its feed-forward network ends with
+            like = _projection(block, "after.mlp") if name == "block" else None
+            yield Site(path, module, name, like=like, **about)  # type: ignore[arg-type]
         if path == home:
             yield from _without_dropout(path, module, about)
 
@@ -250,8 +254,8 @@ def _without_dropout(path: str, block: nn.Module, about: dict[str, object]) -> I
         found = _projection_path(block, f"after.{after}")
         if f"after.{after}" not in inner and found is not None:
             at = f"{path}.{found}"
-            yield Site(at, block.get_submodule(found), f"after.{after}", **{**about, "within": (*about["within"], "block"),  # type: ignore
-                                                                            "mounts": (at,)})
+            around = (*about["within"], "block")  # type: ignore[misc]
+            yield Site(at, block.get_submodule(found), f"after.{after}", **{**about, "within": around, "mounts": (at,)})  # type: ignore
 
 
 def _projection(block: nn.Module | None, after: str) -> nn.Module | None:

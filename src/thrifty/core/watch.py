@@ -10,8 +10,8 @@ from .errors import NothingTrains, ThriftyError
 if TYPE_CHECKING:
     from .attachment import Attachment
 
-REMEDY = ("Either the loss does not depend on it, or the graph is cut before it (reentrant checkpointing over a frozen embedding "
-          "does that: use use_reentrant=False)")
+REMEDY = ("Either the loss does not depend on it, or the graph is cut before it (reentrant checkpointing over a frozen "
+          "embedding does that: use use_reentrant=False)")
 
 
 class Watch:
@@ -46,7 +46,8 @@ class Watch:
         self.unreached = [n for n in dead if n in self.at.wildcard]
         dead = [n for n in dead if n not in self.at.wildcard]
         if dead:
-            raise NothingTrains(f"{len(dead)} trainable tensors of {self.at.name!r} got no gradient in two steps: {dead[:5]}. {REMEDY}")
+            raise NothingTrains(f"{len(dead)} trainable tensors of {self.at.name!r} got no gradient in two steps: {dead[:5]}. "
+                                + REMEDY)
 
     def stop(self) -> None:
         """Stop counting."""
@@ -66,6 +67,6 @@ def refuse_reentrant(model: nn.Module) -> None:
     for path, module in model.named_modules():
         keywords = getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {})
         if getattr(module, "gradient_checkpointing", False) and keywords.get("use_reentrant"):
-            raise ThriftyError(f"{path or type(model).__name__} uses reentrant checkpointing, which cuts the graph at the frozen embedding "
-                               "and loses every gradient: call model.gradient_checkpointing_enable("
+            raise ThriftyError(f"{path or type(model).__name__} uses reentrant checkpointing, which cuts the graph at the frozen "
+                               "embedding and loses every gradient: call model.gradient_checkpointing_enable("
                                "gradient_checkpointing_kwargs={'use_reentrant': False})")

@@ -32,7 +32,7 @@ def read(module: nn.Module, where: str) -> Tensor:
     if is_quantised(module):
         return _dequantise(module, where)
     if weight.device.type == "meta" and hasattr(module, "_hf_hook"):
-        raise Unfit(f"the weight of {where!r} is offloaded (meta tensor): this method reads it; load the model without offloading")
+        raise Unfit(f"the weight of {where!r} is offloaded (a meta tensor) and this method reads it: load without offloading")
     if hasattr(weight, "full_tensor"):
         weight = weight.full_tensor()
     if isinstance(module, nn.Embedding):

@@ -20,4 +20,5 @@ def find(name: str) -> type[Method]:
     for method in CATALOGUE.values():
         if wanted in (method.name, *method.aliases):
             return method
-    raise NoSuchSetting(f"unknown method {name!r}." + nearest(wanted, [n for m in CATALOGUE.values() for n in (m.name, *m.aliases)], 40))
+    known = [n for m in CATALOGUE.values() for n in (m.name, *m.aliases)]
+    raise NoSuchSetting(f"unknown method {name!r}." + nearest(wanted, known, 40))

@@ -31,14 +31,14 @@ class LowRank(Edit):
 
     def __init__(self, site: Site, rank: int, alpha: float, dropout: float = 0.0, stable: bool = False):
         super().__init__(site)
-        module = site.module
+        module: Any = site.module
         self.scale = alpha / rank**0.5 if stable else alpha / rank
         self.dropout = nn.Dropout(dropout)
         self.kind = "embedding" if isinstance(module, nn.Embedding) else "conv" if _is_conv(module) else "linear"
         if self.kind == "conv":
             kernel = tuple(module.kernel_size)
             if module.groups != 1:
-                raise _unfit(site, f"a convolution in {module.groups} groups: A would mix the groups that the layer keeps apart")
+                raise _unfit(site, f"{module.groups} convolution groups: A would mix the groups that the layer keeps apart")
             self.A = nn.Parameter(torch.empty(rank, site.din, *kernel))
             self.B = nn.Parameter(torch.zeros(site.dout, rank))
         else:
