@@ -32,6 +32,7 @@ class Method:
     trains: ClassVar[str] = ""
     mergeable: ClassVar[bool] = False
     inference: ClassVar[str] = ""
+    identity_at_start: ClassVar[bool] = True  # whether the model answers as before until the first step
     Edit: ClassVar[type[Edit]]
     elsewhere: ClassVar[tuple[str, ...]] = ("where",)  # fields that are not numbers of the edit
     rate: ClassVar[float] = 1e-3  # a learning rate of AdamW to start from
