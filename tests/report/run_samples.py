@@ -12,7 +12,8 @@ from typing import Any
 
 INTENTS = ["delay", "lost property", "ticket refund", "season pass", "route planning", "accessibility", "noise complaint",
            "vehicle cleanliness", "staff feedback", "night service"]
-WORDS = "the tram on line four was late again and nobody at the stop could say when the next one would come so we left".split()
+TEXT = "the tram on line four was late again and nobody at the stop could say when the next one would come so we left"
+WORDS = TEXT.split()
 
 
 def estimate(value: float, half: float, spread: float | None = None) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def classification(folder: Path, classes: int = 10, items: int = 200, seeds: int
         drawn = [(i, rng.randrange(classes), "" if images else sentence(rng)) for i in range(items)]
         rng = random.Random(100 + seed)
         for i, target, said in drawn:
-            sure = min(0.995, max(1.05 / classes, rng.betavariate(6, 1.2)))
+            sure = min(0.995, max(0.5, rng.betavariate(6, 1.2)))
             right = rng.random() < sure * 0.97
             wrong = (target + rng.choice([1, 1, 1, 2, 3, 5])) % classes
             guess = target if right else wrong
@@ -173,7 +174,7 @@ def choice(folder: Path, items: int = 120) -> Path:
     rng = random.Random(13)
     rows = []
     for i in range(items):
-        target, sure = rng.randrange(4), rng.uniform(0.3, 0.9)
+        target, sure = rng.randrange(4), rng.uniform(0.5, 0.95)
         guess = target if rng.random() < sure else (target + 1) % 4
         rows.append({"index": i, "seed": 0, "input": sentence(rng), "choices": [sentence(rng) for _ in range(4)],
                      "target": target, "prediction": guess, "scores": probabilities(rng, 4, guess, sure)})

@@ -102,34 +102,15 @@ def test_confusion_and_scores_agree_with_scikit_learn() -> None:
     assert sum(n for _, _, n in worst) == sum(t != s for t, s in zip(true, said, strict=True))
 
 
-def test_calibration_agrees_with_an_independent_count() -> None:
-    rng = numpy.random.default_rng(4)
-    sure = rng.uniform(0.1, 1, 500)
-    sure[0], sure[1] = 1.0, 0.2     # the upper edge of the last bin, and an edge between two
-    right = rng.random(500) < sure * 0.8
-    edges = numpy.linspace(0, 1, 16)
-    error = 0.0
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
-        held = (sure > low + 1e-12) & (sure <= high + 1e-12)
-        if held.any():
-            error += held.mean() * abs(right[held].mean() - sure[held].mean())
-    filled = measure.bins(sure.tolist(), right.tolist())
-    assert measure.calibration_error(filled) == pytest.approx(error)
-    assert sum(b.items for b in filled) == 500
-    assert measure.likelihood([0.5, 0.25]) == pytest.approx(1.5 * math.log(2))
-    assert math.isfinite(measure.likelihood([0.0]))
-
-
 def test_wilson_interval_is_the_published_one() -> None:
     assert measure.likely(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
     assert measure.likely(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
 
 
-def test_spans_of_bio_tags() -> None:
-    tags = "B-per I-per O I-loc I-loc B-loc I-org B-org".split()
-    assert measure.spans(tags) == {("per", 0, 2), ("loc", 3, 5), ("loc", 5, 6), ("org", 6, 7), ("org", 7, 8)}
-    found = measure.entity_scores([(["B-a", "I-a", "O", "B-b"], ["B-a", "O", "O", "B-b"]), (["O"], ["B-b"])])
+def test_scores_of_entities_and_of_plain_tags() -> None:
+    labels = ["O", "B-a", "I-a", "B-b"]
+    found = measure.entity_scores([(["B-a", "I-a", "O", "B-b"], ["B-a", "O", "O", "B-b"]), (["O"], ["B-b"])], labels)
     assert found["a"] == measure.Score(0.0, 0.0, 0.0, 1)
     assert found["b"] == measure.Score(0.5, 1.0, pytest.approx(2 / 3), 1)
-    plain = measure.entity_scores([(["noun", "verb"], ["noun", "noun"])])
+    plain = measure.entity_scores([(["noun", "verb"], ["noun", "noun"])], ["noun", "verb"])
     assert plain["noun"].precision == 0.5 and plain["verb"].recall == 0.0

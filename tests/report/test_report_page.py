@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -122,6 +123,24 @@ def test_the_numbers_are_there(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     wrong = sum(row["target"] != row["prediction"] for row in rows)
     assert f"{wrong} of 200 predictions are wrong" in words
+
+
+@pytest.mark.parametrize("make", [run_samples.classification, run_samples.choice])
+def test_the_calibration_is_the_one_of_the_predictions(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    run = make(tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    labels = json.loads((run / "metrics.json").read_text())["labels"] or range(4)
+    if labels == range(4):    # questions may differ in how many choices they have
+        rows[0].update(choices=["a", "b"], scores=[0.4, 0.6], target=0, prediction=1)
+        (run / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    gaps, loss = [0.0] * 15, 0.0
+    for row in rows:
+        sure = max(row["scores"])
+        gaps[max(math.ceil(sure * 15) - 1, 0)] += (row["target"] == row["prediction"]) - sure
+        loss -= math.log(row["scores"][list(labels).index(row["target"])])
+    _, words = read(write(run))
+    assert f"Expected calibration error {100 * sum(map(abs, gaps)) / len(rows):.1f} points" in words
+    assert f"Negative log likelihood {loss / len(rows):.3f} nats per item" in words
 
 
 def test_a_small_lead_is_not_called_better(tmp_path: Path) -> None:
@@ -265,3 +284,11 @@ def test_writing_again_replaces_the_page_and_leaves_nothing_else(tmp_path: Path)
     first = write(str(run)).read_bytes()
     assert write(run).read_bytes() == first
     assert {path.name for path in run.iterdir()} == before | {"report.html"}
+
+
+def test_long_lists_in_a_record_are_cut_and_counted(tmp_path: Path) -> None:
+    run = run_samples.classification(tmp_path / "run", items=30)
+    skipped = [{"file": "a.csv", "row": 100_000 + i, "reason": "no label"} for i in range(250)]
+    (run / "data.json").write_text(json.dumps({"skipped": skipped, "empty": [], "nothing": {}, "mixed": [1, {"a": [2]}]}))
+    _, words = read(write(run))
+    assert "100199" in words and "100200" not in words and "and 50 more" in words

@@ -21,7 +21,7 @@ ROW = {"index": 0, "seed": 0, "input": "x", "target": "a", "prediction": "b", "s
 def test_good_metrics_pass_and_are_returned_unchanged() -> None:
     before = copy.deepcopy(GOOD)
     assert check(GOOD) is GOOD
-    assert GOOD == before
+    assert before == GOOD
 
 
 def test_every_top_level_key_is_needed() -> None:
@@ -77,6 +77,7 @@ def test_metrics_must_be_an_object() -> None:
     ({"scores": [0.5, 0.5]}, "scores holds 2 numbers where 3 are possible"),
     ({"scores": [3.0, 1.0, -2.0]}, "not probabilities"),
     ({"scores": [0.5, 0.5, 0.5]}, "add up to 1.5"),
+    ({"prediction": "a"}, "prediction 'a' is not the likeliest by scores, which is 'b'"),
     ({"seed": 9}, "seed 9 is not one of the seeds"),
     ({"image": "https://example.org/a.png"}, "image is not a data:image"),
     ({"image": 'data:image/png;base64,AAAA" onerror="x'}, "image is not a data:image"),
@@ -94,6 +95,8 @@ def test_predictions_that_do_not_fit_are_named(parts: dict[str, Any], said: str)
     ("regression", None, {"target": "1.0", "prediction": 1.0}, "target must be a finite number for regression"),
     ("multiple-choice", None, {"target": 1, "prediction": "2"}, "prediction must be a whole number"),
     ("seq2seq-generation", None, {"target": ["a", "b"], "prediction": ["a"]}, "prediction must be a text"),
+    ("regression", None, {"target": 1.0, "prediction": 1.0, "scores": [1.0]}, "scores must be null for regression"),
+    ("multiple-choice", None, {"target": 4, "prediction": 0, "choices": ["a", "b"], "scores": [0.6, 0.4]}, "target is 4, which"),
     ("token-classification", ["O"], {"input": ["x", "y"], "target": ["O", "O"], "prediction": ["O"]}, "equally long lists"),
     ("token-classification", ["O"], {"target": "O", "prediction": ["O"]}, "target must be a list"),
     ("token-classification", ["O"], {"input": ["x"], "target": ["B-a"], "prediction": ["O"]}, "'B-a' is not one of the labels"),

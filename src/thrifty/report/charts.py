@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from unicodedata import east_asian_width
 
+from thrifty.evaluate.calibration import Bin
 from thrifty.report.axes import Scale, ground, name_ticks, ticks, widen
-from thrifty.report.measure import Bin, likely
+from thrifty.report.measure import likely
 from thrifty.report.shapes import box, circle, drawing, line, slanted, told, words
 
 WIDTH, HEIGHT = 420.0, 300.0
@@ -130,26 +131,31 @@ def _cell(x: float, y: float, side: int, n: int, total: int, target: str, predic
                 words("on" if share > 0.5 else "off", x + side / 2, y + side / 2 + 4, n, "middle"))
 
 
-def reliability(key: str, filled: Sequence[Bin], name: str, said: str) -> str:
+def reliability(key: str, bins: Sequence[Bin], name: str, said: str) -> str:
     """Accuracy over confidence with 95 % whiskers, the diagonal of perfect calibration, and how many items each bin holds."""
     x, y, floor = Scale(0, 1, 52, WIDTH - 14), Scale(0, 1, 258, 30), 366.0
-    tall = Scale(0, max(b.items for b in filled), 0, 50)
+    tall = Scale(0, max(b["items"] for b in bins), 0, 50)
     fifths = list(zip([i / 5 for i in range(6)], name_ticks([i / 5 for i in range(6)], percent=True), strict=True))
     body = [ground(x, y, [(at, "") for at, _ in fifths], fifths, "", "share that was right"),
             line("ideal", x(0), y(0), x(1), y(1))]
-    for b in filled:
-        low, high = likely(b.accuracy, b.items)
-        left, right, top = x(b.low) + 1, x(b.high) - 1, floor - tall(b.items)
-        body.append(told(
-            f"confidence {100 * b.low:.0f} to {100 * b.high:.0f} %: {b.items} items, {100 * b.accuracy:.0f} % right",
-            line("whisker s0", x(b.confidence), y(low), x(b.confidence), y(high)),
-            circle("dot s0", x(b.confidence), y(b.accuracy), 4),
-            box("bar s0", left, top, right - left, tall(b.items)),
-            words("count", (left + right) / 2, top - 4, b.items, "middle")))
+    body += [_bin(b, x, y, floor, tall(b["items"])) for b in bins]
     body += [words("name", 2, 290, "items"), line("axis", x.start, floor, x.end, floor)]
     body += [words("tick", x(at), floor + 18, word, "middle") for at, word in fifths]
     body.append(words("name", x.end, floor + 36, "confidence", "end"))
     return drawing(key, WIDTH, floor + 42, name, said, "".join(body))
+
+
+def _bin(b: Bin, x: Scale, y: Scale, floor: float, height: float) -> str:
+    """One bin of a reliability diagram: a point with whiskers, and a bar of ``height`` on the ``floor``; nothing if empty."""
+    if b["confidence"] is None or b["accuracy"] is None:
+        return ""
+    at = x(b["confidence"])
+    low, high = likely(b["accuracy"], b["items"])
+    left, right = x(b["low"]) + 1, x(b["high"]) - 1
+    said = f"confidence {100 * b['low']:.0f} to {100 * b['high']:.0f} %: {b['items']} items, {100 * b['accuracy']:.0f} % right"
+    return told(said, line("whisker s0", at, y(low), at, y(high)), circle("dot s0", at, y(b["accuracy"]), 4),
+                box("bar s0", left, floor - height, right - left, height),
+                words("count", (left + right) / 2, floor - height - 4, b["items"], "middle"))
 
 
 def scatter(key: str, points: Sequence[tuple[float, float]], name: str, said: str) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from thrifty.evaluate.entities import is_entity_scheme
 from thrifty.report import charts, measure, numbers
 from thrifty.report.markup import figure, legend, note, section, table, text
 from thrifty.report.measure import Score
@@ -34,9 +35,13 @@ def entities(results: Results) -> str:
     """The scores by kind of entity."""
     if not results.predictions:
         return section("Entities", "", note(ABSENT))
-    scores = measure.entity_scores((_tags(p["target"]), _tags(p["prediction"])) for p in results.predictions)
-    remark = f"An entity counts as found if its kind and both its ends are right{results.pooled}."
-    return section("Entities", remark, _scores(list(scores), list(scores.values()), "entity"))
+    labels = results.metrics["labels"] or []
+    scores = measure.entity_scores(((_tags(p["target"]), _tags(p["prediction"])) for p in results.predictions), labels)
+    if is_entity_scheme(labels):
+        remark, name, what = "An entity counts as found if its kind and both its ends are right", "Entities", "entity"
+    else:
+        remark, name, what = "Every token counts once", "Tags", "tag"
+    return section(name, f"{remark}{results.pooled}.", _scores(list(scores), list(scores.values()), what))
 
 
 def _matrix(counts: Sequence[Sequence[int]], labels: Sequence[str], said: str) -> str:

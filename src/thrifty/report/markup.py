@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
+LONGEST = 200   # entries of one list in a record that are shown
 # What neither HTML nor XML can hold: control characters, lone surrogates, non-characters.
 _UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -62,18 +63,20 @@ def section(name: str, remark: str, body: str) -> str:
 def record(value: object) -> str:
     """Any JSON as nested lists and tables that can be read: objects by key, lists of like objects as a table."""
     if isinstance(value, dict):
-        if not value:
-            return "<span>none</span>"
         return '<dl class="record">' + "".join(f"<dt>{text(k)}</dt><dd>{record(v)}</dd>" for k, v in value.items()) + "</dl>"
-    if isinstance(value, list):
-        if not value:
-            return "<span>none</span>"
-        if all(isinstance(one, dict) and one.keys() == value[0].keys() for one in value) and value[0]:
-            return table([text(k) for k in value[0]], [[record(v) for v in one.values()] for one in value], "plain")
-        if all(not isinstance(one, dict | list) for one in value):
-            return text(", ".join(map(_word, value)))
-        return "<ol>" + "".join(f"<li>{record(one)}</li>" for one in value) + "</ol>"
-    return text(_word(value))
+    if not isinstance(value, list):
+        return text(_word(value))
+    rest = len(value) - LONGEST
+    return _entries(value[:LONGEST]) + (f"<p>and {rest:,} more</p>" if rest > 0 else "")
+
+
+def _entries(values: list[object]) -> str:
+    dicts = [one for one in values if isinstance(one, dict) and one]
+    if dicts and len(dicts) == len(values) and all(one.keys() == dicts[0].keys() for one in dicts):
+        return table([text(key) for key in dicts[0]], [[record(cell) for cell in one.values()] for one in dicts], "plain")
+    if all(not isinstance(one, dict | list) and len(str(one)) <= 40 for one in values):
+        return text(", ".join(map(_word, values)) or "none")
+    return "<ol>" + "".join(f"<li>{record(one)}</li>" for one in values) + "</ol>"
 
 
 def _word(value: object) -> str:

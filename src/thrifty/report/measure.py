@@ -4,7 +4,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+
+from thrifty.evaluate.entities import find_entities, is_entity_scheme
 
 
 @dataclass(frozen=True)
@@ -15,17 +16,6 @@ class Score:
     recall: float | None
     f1: float | None
     items: int
-
-
-@dataclass(frozen=True)
-class Bin:
-    """The predictions whose confidence lies between ``low`` and ``high``."""
-
-    low: float
-    high: float
-    items: int
-    confidence: float   # mean
-    accuracy: float
 
 
 def score(hits: int, predicted: int, actual: int) -> Score:
@@ -55,25 +45,6 @@ def mixed_up(counts: Sequence[Sequence[int]], most: int = 20) -> list[tuple[int,
     return sorted(pairs, key=lambda pair: -pair[2])[:most]
 
 
-def bins(confidences: Sequence[float], right: Sequence[bool], number: int = 15) -> list[Bin]:
-    """The predictions in ``number`` bins of equal width, each open below and closed above; empty bins are left out."""
-    members: list[list[tuple[float, bool]]] = [[] for _ in range(number)]
-    for confidence, hit in zip(confidences, right, strict=True):
-        members[min(max(math.ceil(confidence * number) - 1, 0), number - 1)].append((confidence, hit))
-    return [Bin(i / number, (i + 1) / number, len(held), fmean(c for c, _ in held), fmean(h for _, h in held))
-            for i, held in enumerate(members) if held]
-
-
-def calibration_error(filled: Sequence[Bin]) -> float:
-    """Expected calibration error (Naeini, Cooper, Hauskrecht, AAAI 2015): |accuracy - confidence| averaged over predictions."""
-    return sum(b.items * abs(b.accuracy - b.confidence) for b in filled) / sum(b.items for b in filled)
-
-
-def likelihood(given: Sequence[float]) -> float:
-    """Mean negative log likelihood, in nats, of the probabilities that were given to what was true."""
-    return -fmean(math.log(max(p, 1e-12)) for p in given)
-
-
 def likely(hits: float, items: int) -> tuple[float, float]:
     """95 % interval of a share seen as ``hits`` (a fraction) on ``items`` (Wilson, JASA 1927)."""
     z = 1.959964
@@ -82,29 +53,17 @@ def likely(hits: float, items: int) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def spans(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """Entities (kind, first token, token after the last) of BIO tags; an I- that continues nothing begins one."""
-    found: set[tuple[str, int, int]] = set()
-    kind, start = "", 0
-    for i, tag in enumerate([*tags, "O"]):
-        mark, _, name = tag.partition("-")
-        if kind and not (mark == "I" and name == kind):
-            found.add((kind, start, i))
-            kind = ""
-        if not kind and mark in ("B", "I"):
-            kind, start = name, i
-    return found
-
-
-def entity_scores(pairs: Iterable[tuple[Sequence[str], Sequence[str]]]) -> dict[str, Score]:
-    """Score per kind of entity over whole spans, or per tag if they are not BIO, from pairs of target and predicted tags."""
-    seen = list(pairs)
-    bio = all(tag == "O" or tag[:2] in ("B-", "I-") for target, _ in seen for tag in target)
+def entity_scores(pairs: Iterable[tuple[Sequence[str], Sequence[str]]], labels: Sequence[str]) -> dict[str, Score]:
+    """Score per kind of entity over whole entities, from pairs of target and predicted tags; per tag if they mark none."""
+    find = find_entities if is_entity_scheme(labels) else _single
     hits: dict[str, list[int]] = {}
-    for target, prediction in seen:
-        true = spans(target) if bio else {(tag, i, i) for i, tag in enumerate(target)}
-        said = spans(prediction) if bio else {(tag, i, i) for i, tag in enumerate(prediction)}
+    for target, prediction in pairs:
+        true, said = find(target), find(prediction)
         for column, group in enumerate((true & said, said, true)):
             for kind, _, _ in group:
                 hits.setdefault(kind, [0, 0, 0])[column] += 1
     return {kind: score(*three) for kind, three in sorted(hits.items())}
+
+
+def _single(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    return {(tag, place, place) for place, tag in enumerate(tags)}

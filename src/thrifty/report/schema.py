@@ -14,7 +14,7 @@ and no other key is allowed. Numbers are finite (a loss that was not finite is `
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from thrifty.core.errors import BrokenArtifact, nearest
@@ -146,7 +146,7 @@ class Prediction(PredictionParts):
     input: str | list[str] | None       # a text, two texts, the tokens; null for images
     target: str | int | float | list[str]
     prediction: str | int | float | list[str]
-    scores: list[float] | None          # probabilities in the order of ``labels`` or ``choices``; null if none
+    scores: list[float] | None          # probabilities in the order of ``labels`` or ``choices``; else null
 
 
 PICTURE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}")
@@ -213,11 +213,10 @@ def check_prediction(row: object, metrics: Metrics, place: str) -> Prediction:
     if task == "token-classification":
         _one_tag_each(found, place)
     if found["scores"] is not None:
-        width = len(found.get("choices", found["scores"]) if task == "multiple-choice" else labels or [])
-        if len(found["scores"]) != width:
-            raise BrokenArtifact(f"{place}: scores holds {len(found['scores'])} numbers where {width} are possible")
-        if min(found["scores"], default=0) < 0 or abs(sum(found["scores"]) - 1) > 0.01:
-            raise BrokenArtifact(f"{place}: scores are not probabilities; they add up to {sum(found['scores']):.3g}")
+        if task not in ("text-classification", "image-classification", "multiple-choice"):
+            raise BrokenArtifact(f"{place}: scores must be null for {task}")
+        choices = range(len(found.get("choices", found["scores"])))
+        _likeliest(found, found["scores"], choices if task == "multiple-choice" else labels or [], place)
     return found
 
 
@@ -225,6 +224,20 @@ def _one_tag_each(row: Prediction, place: str) -> None:
     lengths = [len(part) if isinstance(part, list) else None for part in (row["input"], row["target"], row["prediction"])]
     if None in lengths or len(set(lengths)) != 1:
         raise BrokenArtifact(f"{place}: input, target and prediction must be equally long lists, found lengths {lengths}")
+
+
+def _likeliest(row: Prediction, scores: list[float], possible: Sequence[object], place: str) -> None:
+    if len(scores) != len(possible):
+        raise BrokenArtifact(f"{place}: scores holds {len(scores)} numbers where {len(possible)} are possible")
+    if min(scores, default=0) < 0 or abs(sum(scores) - 1) > 0.01:
+        raise BrokenArtifact(f"{place}: scores are not probabilities; they add up to {sum(scores):.3g}")
+    given = dict(zip(possible, scores, strict=True))
+    for key, value in (("target", row["target"]), ("prediction", row["prediction"])):
+        if value not in given:
+            raise BrokenArtifact(f"{place}: {key} is {show(value)}, which has no score")
+    best = max(given, key=lambda one: given[one])
+    if given[row["prediction"]] < given[best] - 1e-4:
+        raise BrokenArtifact(f"{place}: prediction {row['prediction']!r} is not the likeliest by scores, which is {best!r}")
 
 
 def _need(metric: str, values: Mapping[str, object], place: str, path: str) -> None:
