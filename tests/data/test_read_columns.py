@@ -98,7 +98,7 @@ def test_regression_targets_must_be_finite_numbers(bad):
     assert data.record["skipped"][0]["row"] == 4
 
 
-@pytest.mark.parametrize("bad", ["", "   ", "\n\t", None, 7])
+@pytest.mark.parametrize("bad", ["", "   ", "\n\t", None, 7, "half \ud800 here"])
 def test_texts_must_say_something(bad):
     table = {"text": sentences("a"), "label": classes()}
     table["text"][0] = bad
@@ -206,6 +206,15 @@ def test_nothing_to_learn():
         read({"text": sentences("a")})
     with pytest.raises(BadData, match="nothing to tell apart"):
         read({"text": sentences("a"), "label": ["same"] * N})
+
+
+def test_columns_that_are_blank_throughout():
+    with pytest.raises(BadData, match="40 rows cannot be used"):
+        read({"text": sentences("a"), "label": [None] * N})
+    with pytest.raises(BadData, match="40 rows cannot be used"):
+        read({"text": [""] * N, "label": classes()})
+    with pytest.raises(BadData, match="no row of the given table is usable"):
+        read({"text": [""] * N, "label": classes()}, skip_bad=True)
 
 
 def test_label_space_in_numeric_order_and_named():

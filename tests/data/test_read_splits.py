@@ -92,7 +92,7 @@ def test_leaks_see_through_unicode_composition_and_stop_at_ten():
     train["text"][0] = "caf\u00e9 open"
     with pytest.raises(BadData, match="1 pair of rows"):
         read({"train": train, "test": {"text": ["cafe\u0301 open", "other words"], "label": [0, 1]}})
-    with pytest.raises(BadData, match="(?s)30 pairs.*and 20 more"):
+    with pytest.raises(BadData, match=r"(?s)30 pairs.*and 20 more"):
         read({"train": train, "test": {"text": train["text"][10:40], "label": [0, 1] * 15}})
 
 

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 
+import numpy
 import pytest
 
 from thrifty.core.errors import BadData, NoSuchSetting
@@ -99,7 +100,7 @@ def test_json_may_hold_columns_or_splits_or_lines(tmp_path):
     assert read(path).record["rows"] == {"train": 60, "validation": 9, "test": 12}
     path.write_text("\n".join(map(json.dumps, rows())))
     assert sum(read(path).record["rows"].values()) == 60
-    for broken in ('{"text": 1}', "[1, 2", '"words"'):
+    for broken in ("[" * 100_000, '{"text": 1}', "[1, 2", '"words"'):
         path.write_text(broken)
         with pytest.raises(BadData, match=r"data\.json"):
             read(path)
@@ -111,6 +112,9 @@ def test_python_tables(tmp_path):
         assert read(source).record["rows"] == {"train": 48, "validation": 6, "test": 6}
     data = read({"train": rows(), "dev": rows(9, 60), "test": by_column | {"text": [f"other {i}" for i in range(60)]}})
     assert data.record["rows"] == {"train": 60, "validation": 9, "test": 60}
+    arrays = {"text": by_column["text"], "label": numpy.arange(60) % 4}
+    by_row = [{"text": text, "label": label} for text, label in zip(*arrays.values(), strict=True)]
+    assert read(arrays).labels == read(by_row).labels == ["0", "1", "2", "3"]
     pa = pytest.importorskip("pyarrow")
     assert read(pa.Table.from_pylist(rows())).record["rows"]["train"] == 48
 

@@ -65,7 +65,8 @@ def label_candidates(view: View, found: Named, table: Table, task: str) -> list[
     """Columns called label (or class, target, …); if there is none, columns whose few values could be classes."""
     scalar = [name for name, column in view.items() if column.kind in ("text", "int", "float", "bool") and not column.is_id]
     wanted = ANSWERS if task == "multiple-choice" else LABEL_NAMES
-    named = [name for name in scalar if name.lower() in wanted and not view[name].is_prose]
+    broken = [name for name, column in view.items() if column.kind in ("mixed", "empty")]
+    named = [name for name in scalar + broken if name.lower() in wanted and not view[name].is_prose]
     if task == "regression":
         named = [name for name in named if view[name].kind in ("int", "float")] or named
     if named:

@@ -53,7 +53,9 @@ class Look:
     def is_text(self) -> bool:
         """Whether this may be a text to classify: by its name ("sentence1", "text_a"), or because it reads like one."""
         named = [part for part in parts(self.name) if len(part) > 1]
-        return self.kind == "text" and not self.is_id and (self.is_prose or bool(named and named[-1] in TEXT_NAMES))
+        if self.is_id or self.kind not in ("text", "mixed", "empty"):
+            return False
+        return self.is_prose or bool(named and named[-1] in TEXT_NAMES)
 
     @property
     def is_class(self) -> bool:

@@ -42,7 +42,7 @@ def read_memory(source: Any) -> Given:
 def is_table(value: Any) -> bool:
     """Whether ``value`` holds rows: a list of dicts, a dict of lists, or one of the known table classes."""
     if isinstance(value, Mapping):
-        return bool(value) and all(isinstance(column, list | tuple) for column in value.values())
+        return bool(value) and all(isinstance(column, list | tuple) or hasattr(column, "tolist") for column in value.values())
     return holds_rows(value) or hasattr(value, "to_pydict") or hasattr(value, "column_names") or hasattr(value, "iterrows")
 
 
@@ -56,10 +56,10 @@ def read_rows(name: str, value: Any) -> Rows:
     if isinstance(value, Mapping):
         if not is_table(value):
             kinds = {str(key): type(column).__name__ for key, column in value.items()}
-            raise BadData(f"{name}: every column must be a list; these are given: {kinds}.")
-        return from_columns(name, dict(value))
+            raise BadData(f"{name}: every column must be a list or an array; these are given: {kinds}.")
+        return from_columns(name, {key: plain(column) for key, column in value.items()})
     if isinstance(value, list | tuple):
-        return gather(name, map(dict, value))
+        return gather(name, ({key: plain(cell) for key, cell in row.items()} for row in value))
     if hasattr(value, "features"):
         from thrifty.data.hub import read_dataset
 
@@ -67,6 +67,13 @@ def read_rows(name: str, value: Any) -> Rows:
     if hasattr(value, "to_pydict"):
         return from_columns(name, value.to_pydict())
     return from_columns(name, value.to_dict("list"))
+
+
+def plain(value: Any) -> Any:
+    """A cell or column without numpy or torch in it: their numbers would not pass for Python's."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def digest(rows: Rows) -> str:

@@ -59,26 +59,14 @@ def read(
     check_fractions(fractions)
     check_limit(limit)
     given = open_source(source)
-    check_train(given.splits)
-    main = given.splits["train" if "train" in given.splits else ""]
-    faults = Faults()
-    if not len(main):
-        faults.found += main.unreadable
-        faults.settle(False)
+    main = main_table(given)
     choice = decide(main.table, task, columns, generation)
-    notes = given.notes + [note for rows in given.splits.values() for note in rows.notes]
-    given.notes = notes
+    given.notes += [note for rows in given.splits.values() for note in rows.notes]
     labels.drop_unlabelled(given, choice)
-    parts = {split: canonise(rows, choice, faults) for split, rows in given.splits.items()}
-    if choice.task == "multiple-choice":
-        parts = answers.resolve(parts, faults, notes)
-    faults.settle(skip_bad)
-    for split, rows in parts.items():
-        if not len(rows):
-            raise BadData(f"no row of the {split or 'given'} table is usable.")
-        leaks.mark(rows, choice.task)
-    names = labels.encode(parts, choice, main.class_names, notes)
-    parts = arrange(parts, names if "label" in choice.columns else None, fractions, seed, notes)
+    faults = Faults()
+    parts = clean(given, choice, faults, skip_bad)
+    names = labels.encode(parts, choice, main.class_names, given.notes)
+    parts = arrange(parts, names if "label" in choice.columns else None, fractions, seed, given.notes)
     found = leaks.refuse(parts, allow_leak)
     repeats = {split: leaks.count_repeats(parts[split]) for split in SPLITS}
     drawn = None
@@ -86,11 +74,41 @@ def read(
         drawn = {"limit": limit, "of": len(parts["train"]), "seed": seed}
         parts["train"] = draw(parts["train"], limit, seed)
     record = describe(given, choice, parts) | {
-        "seed": seed, "fractions": list(fractions), "labels": names, "decisions": notes, "leaks": found,
+        "seed": seed, "fractions": list(fractions), "labels": names, "decisions": given.notes, "leaks": found,
         "duplicates": repeats, "skipped": faults.record(), "limit": drawn,
     }  # fmt: skip
     tables = {split: {role: rows.table[role] for role in rows.table if role != NAMES} for split, rows in parts.items()}
     return Dataset(tables, record["columns"], choice.task, names, record)
+
+
+def main_table(given: Given) -> Rows:
+    """The train split, or the only table: what roles and tasks are inferred from.
+
+    Raises: BadData when there is no such table, or none of its rows can be read.
+    """
+    check_train(given.splits)
+    main = given.splits["train" if "train" in given.splits else ""]
+    if not len(main):
+        faults = Faults()
+        faults.found += main.unreadable
+        faults.settle(False)
+    return main
+
+
+def clean(given: Given, choice: Choice, faults: Faults, skip_bad: bool) -> dict[str, Rows]:
+    """Every split under its roles' names, without the rows that cannot be used, each row with a digest of its content.
+
+    Raises: BadData for unusable rows unless ``skip_bad``, or when a split has no other.
+    """
+    parts = {split: canonise(rows, choice, faults) for split, rows in given.splits.items()}
+    if choice.task == "multiple-choice":
+        parts = answers.resolve(parts, faults, given.notes)
+    faults.settle(skip_bad)
+    for split, rows in parts.items():
+        if not len(rows):
+            raise BadData(f"no row of the {split or 'given'} table is usable.")
+        leaks.mark(rows, choice.task)
+    return parts
 
 
 def open_source(source: Any) -> Given:

@@ -57,8 +57,8 @@ def parse_lines(name: str, text: str) -> Rows:
         if line.strip():
             try:
                 records.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                broken[len(records) + 1] = f"is not JSON ({error.msg} at character {error.pos + 1})"
+            except (ValueError, RecursionError) as error:
+                broken[len(records) + 1] = f"is not JSON ({error})"
                 records.append(None)
     rows = gather(name, records)
     rows.unreadable = [(place, broken.get(place.row or 0, reason)) for place, reason in rows.unreadable]
@@ -72,8 +72,8 @@ def parse_json(name: str, text: str) -> dict[str, Rows]:
     """
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
+    except (ValueError, RecursionError) as error:
+        if str(error).startswith("Extra data"):
             return {"": parse_lines(name, text)}
         raise BadData(f"{name} is not JSON: {error}.") from error
     if isinstance(value, dict) and set(value) == {"data"}:

@@ -85,6 +85,11 @@ def read_text(value: Any, role: str) -> str:
         raise Unusable(f"the {role} is {type(value).__name__}, not a text")
     if not value.strip():
         raise Unusable(f"the {role} is empty")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise Unusable(f"the {role} holds half of a surrogate pair, which is no character") from None
     return value
 
 
