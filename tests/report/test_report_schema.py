@@ -96,7 +96,7 @@ def test_predictions_that_do_not_fit_are_named(parts: dict[str, Any], said: str)
     ("multiple-choice", None, {"target": 1, "prediction": "2"}, "prediction must be a whole number"),
     ("seq2seq-generation", None, {"target": ["a", "b"], "prediction": ["a"]}, "prediction must be a text"),
     ("regression", None, {"target": 1.0, "prediction": 1.0, "scores": [1.0]}, "scores must be null for regression"),
-    ("multiple-choice", None, {"target": 4, "prediction": 0, "choices": ["a", "b"], "scores": [0.6, 0.4]}, "target is 4, which"),
+    ("multiple-choice", None, {"target": 4, "prediction": 0, "choices": ["a", "b"], "scores": [0.6, 0.4]}, "target is 4"),
     ("token-classification", ["O"], {"input": ["x", "y"], "target": ["O", "O"], "prediction": ["O"]}, "equally long lists"),
     ("token-classification", ["O"], {"target": "O", "prediction": ["O"]}, "target must be a list"),
     ("token-classification", ["O"], {"input": ["x"], "target": ["B-a"], "prediction": ["O"]}, "'B-a' is not one of the labels"),
