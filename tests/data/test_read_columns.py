@@ -130,6 +130,11 @@ def test_tokens_and_tags():
         read({"tokens": tokens, "ner_tags": tags})
 
 
+def test_tokens_beside_the_text_they_come_from():
+    data = read({"text": sentences("a"), "tokens": [text.split() for text in sentences("a")], "label": classes()})
+    assert data.task == "text-classification" and data.record["ignored"] == ["tokens"]
+
+
 def test_tokens_in_csv_as_json_lists(tmp_path):
     lines = ["tokens,tags"] + [f'"[""a"", ""w{i}""]","[""X"", ""Y""]"' for i in range(N)]
     (tmp_path / "data.csv").write_text("\n".join(lines))

@@ -129,6 +129,12 @@ def is_target(column: Look) -> bool:
     return name in TARGETS | REFERENCES and column.kind == "text" and (column.is_prose or 2 * column.distinct > column.rows)
 
 
+def applies_to_tokens(view: View, said: Named) -> bool:
+    """Tokens and another column of lists stand there, or were named. Tokens alone may be a text split into words."""
+    lists = sum(column.kind == "list" for column in view.values())
+    return bool({"tokens", "tags"} & set(said)) or (lists > 1 and bool(token_candidates(view, {}, {}, "")))
+
+
 def applies_to_text(view: View, said: Named) -> bool:
     """A text and a label stand there, or were named."""
     rest = without(view, said)
@@ -148,7 +154,7 @@ def applies_to_generation(view: View, said: Named) -> bool:
 
 
 APPLIES: dict[str, Callable[[View, Named], bool]] = {
-    "token-classification": lambda view, said: bool({"tokens", "tags"} & set(said) or token_candidates(view, {}, {}, "")),
+    "token-classification": applies_to_tokens,
     "multiple-choice": lambda view, said: "choices" in said or bool(choice_columns(view)),
     "image-classification": lambda view, said: "image" in said or bool(image_candidates(view, {}, {}, "")),
     "causal-generation": applies_to_generation,

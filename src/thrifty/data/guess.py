@@ -75,11 +75,13 @@ def fill_text(task: str, found: Named, view: View) -> None:
     """The text column, or the two of a pair whose names say that they belong together."""
     naming = naming_column(found["label"][0], view)
     texts = [name for name, column in without(view, found).items() if column.is_text and name != naming]
-    pair = find_pair(texts) if "text_pair" in TASKS[task].optional and "text_pair" not in found else None
+    may_pair = "text_pair" in TASKS[task].optional and "text_pair" not in found
+    pair = find_pair(texts) if may_pair else None
     if pair:
         found["text"], found["text_pair"] = [pair[0]], [pair[1]]
     else:
-        found["text"] = only("text", [[name] for name in texts], view)
+        more = ", and text_pair (--text-pair) for a second text" if may_pair else ""
+        found["text"] = only("text", [[name] for name in texts], view, more)
 
 
 def fill_generation(found: Named, view: View) -> None:
@@ -99,8 +101,8 @@ def fill_generation(found: Named, view: View) -> None:
         found["target"] = only("target", [[name] for name in targets], view)
 
 
-def only(role: str, candidates: Sequence[list[str]], view: View) -> list[str]:
-    """The one candidate.
+def only(role: str, candidates: Sequence[list[str]], view: View, more: str = "") -> list[str]:
+    """The one candidate. ``more`` is what else can be said, for the error.
 
     Raises: BadData listing the candidates, or all columns where there is none, and how to say which is meant.
     """
@@ -108,8 +110,7 @@ def only(role: str, candidates: Sequence[list[str]], view: View) -> list[str]:
         return candidates[0]
     if candidates:
         names = [",".join(names) for names in candidates]
-        pair = ", and text_pair (--text-pair) for a second text" if role == "text" else ""
-        raise BadData(f"{len(names)} columns could be the {role}: {names}. {how_to_say(role, names[0])}{pair}.")
+        raise BadData(f"{len(names)} columns could be the {role}: {names}. {how_to_say(role, names[0])}{more}.")
     raise BadData(f"no column is clearly the {role} among {describe(view)}. {how_to_say(role, 'NAME')}.")
 
 
