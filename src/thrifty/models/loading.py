@@ -39,7 +39,7 @@ def load(name: str, task: str, labels: Sequence[str] | None = None, *, dtype: st
     if name.startswith("timm:"):
         from thrifty.models.from_timm import load_timm
 
-        return load_timm(name, task, labels, dtype=number, seed=seed)
+        return load_timm(name, task, labels, dtype=number, offline=offline, seed=seed)
     found = find(name, offline=offline)
     with _quiet():
         config = configure(found.folder, name, task, labels)

@@ -57,7 +57,7 @@ class SentenceClassifier(nn.Module):
         self.config = config
         self.base_model_prefix = cast(str, trunk.base_model_prefix)
         if getattr(trunk, "pooler", None) is not None:
-            trunk.register_module("pooler", None)  # never read; left in, it would be counted, and offered to methods as a place to edit
+            trunk.register_module("pooler", None)  # never read, but it would be counted and offered to methods
         self.add_module(self.base_model_prefix, trunk)
         dropout = next((p for p in (getattr(config, key, None) for key in
                                     ("classifier_dropout", "hidden_dropout_prob", "dropout")) if p is not None), 0.1)

@@ -35,19 +35,39 @@ class Encoder:
         self.pad_id: int = self.tokenizer.pad_token_id
 
     def encode(self, texts: Sequence[Any], pairs: Sequence[Any] | None = None,
-               **options: Any) -> tuple[list[dict[str, Any]], int]:
-        """Texts, or pairs of texts, as {input_ids: [...], ...}; and how many were cut to ``max_length``."""
-        if not texts:
-            return [], 0
-        whole = self._tokenise(texts, pairs, **options)
+               ) -> tuple[list[dict[str, Any]], set[int]]:
+        """Texts, or pairs of texts, as {input_ids: [...], ...}; and the rows that were cut to ``max_length``."""
+        whole = self._tokenise(texts, pairs)
         long = [row for row, ids in enumerate(whole["input_ids"]) if len(ids) > self.max_length]
         examples = [{key: whole[key][row] for key in self.keys if key != "attention_mask"} for row in range(len(texts))]
         if long:
             cut = self._tokenise([texts[row] for row in long], pairs and [pairs[row] for row in long],
-                                 truncation="longest_first", max_length=self.max_length, **options)
+                                 truncation="longest_first", max_length=self.max_length)
             for place, row in enumerate(long):
                 examples[row] = {key: cut[key][place] for key in examples[row]}
-        return examples, len(long)
+        return examples, set(long)
+
+    def encode_words(self, rows: Sequence[Sequence[str]]) -> tuple[list[dict[str, Any]], set[int]]:
+        """Lists of words as `encode` does, each example with ``words``: for each token the number of its word, or None.
+
+        A word that the tokenizer makes nothing of (a stray control character) is read as its unknown token, so that every
+        word has a place where it can be tagged.
+
+        Raises: NoSuchSetting for a tokenizer that does not say which word a token belongs to.
+        """
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise NoSuchSetting(f"{type(self.tokenizer).__name__} does not say which word a token belongs to, so words cannot "
+                                "be tagged; use a model with a fast tokenizer.")
+        whole = self._tokenise(rows, None, is_split_into_words=True)
+        unknown = self.tokenizer.unk_token or "?"
+        kept = [set(whole.word_ids(row)) for row in range(len(rows))]
+        rows = [[word if number in kept[row] else unknown for number, word in enumerate(words)]
+                for row, words in enumerate(rows)]
+        whole = self._tokenise(rows, None, is_split_into_words=True)
+        cut = self._tokenise(rows, None, is_split_into_words=True, truncation=True, max_length=self.max_length)
+        examples = [{**{key: cut[key][row] for key in self.keys if key != "attention_mask"}, "words": cut.word_ids(row)}
+                    for row in range(len(rows))]
+        return examples, {row for row, ids in enumerate(whole["input_ids"]) if len(ids) > self.max_length}
 
     def pad(self, examples: Sequence[dict[str, Any]], **fills: int) -> dict[str, Tensor]:
         """Lists of one length each as tensors [B, T], padded on the right; ``fills`` names other lists and what fills them."""

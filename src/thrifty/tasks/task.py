@@ -35,7 +35,7 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    scores: ClassVar[tuple[str, ...]]       # metrics that may select, the default first
+    scores: tuple[str, ...]                 # metrics that may select, the default first
     defaults: ClassVar[dict[str, Any]]      # limits
 
     def __init__(self, backbone: Backbone, labels: Sequence[str] | None = None, **limits: Any) -> None:
@@ -145,9 +145,9 @@ def find_head(backbone: Backbone) -> list[str]:
             if path in new or (inside and not path.startswith(trunk + "."))]
 
 
-def accepts(model: nn.Module) -> set[str]:
-    """Names of the arguments of a model's forward pass."""
-    return set(inspect.signature(model.forward).parameters)
+def accepts(model: nn.Module) -> list[str]:
+    """Names of the arguments of a model's forward pass, in order."""
+    return list(inspect.signature(model.forward).parameters)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ class TextClassification(Classification):
     def encode(self, table: Table) -> list[dict[str, Any]]:
         """Token numbers and the class."""
         examples, cut = self.encoder.encode(column(table, "text", self.name), table.get("text_pair"))
-        self.truncated += cut
+        self.truncated += len(cut)
         if "label" in table:
             for example, label in zip(examples, self.targets(table).tolist(), strict=True):
                 example["label"] = label

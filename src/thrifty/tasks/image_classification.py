@@ -1,0 +1,65 @@
+"""One class for a picture."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from thrifty.core.errors import BadData, NoSuchSetting
+from thrifty.models.backbone import Backbone
+from thrifty.tasks.classes import Classification, label_tensor
+from thrifty.tasks.encoding import column
+from thrifty.tasks.features import image_features
+from thrifty.tasks.task import Batch, Table, accepts
+
+
+class ImageClassification(Classification):
+    """Roles: ``image`` (bytes, a path or a PIL picture) and ``label`` (class numbers). Limits: ``metric``.
+
+    Pictures are decoded, resized and normalised when a batch is made, by the backbone's own processor: prepared, a thousand
+    of them would fill more than half a gigabyte.
+    """
+
+    name = "image-classification"
+    defaults: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, backbone: Backbone, labels: Sequence[str] | None = None, **limits: Any) -> None:
+        super().__init__(backbone, labels, **limits)
+        if not callable(backbone.preprocess) or hasattr(backbone.preprocess, "pad_token_id"):
+            raise NoSuchSetting("this task reads pictures, but the backbone has no image processor: load the model with "
+                                "thrifty.models.load, or give wrap() one.")
+        taken = accepts(backbone.model)
+        self.key = "pixel_values" if "pixel_values" in taken else taken[0]
+
+    def encode(self, table: Table) -> list[dict[str, Any]]:
+        """The picture as it is, its row, and the class."""
+        examples: list[dict[str, Any]] = [{"image": image, "row": row}
+                                          for row, image in enumerate(column(table, "image", self.name))]
+        if "label" in table:
+            for example, label in zip(examples, self.targets(table).tolist(), strict=True):
+                example["label"] = label
+        return examples
+
+    def collate(self, examples: Sequence[dict[str, Any]]) -> Batch:
+        """Pictures [B, C, H, W] under the name of the model's first argument (``pixel_values``), and labels [B].
+
+        Raises: BadData for a picture that cannot be decoded, with its row.
+        """
+        return {self.key: torch.stack([self._prepare(example) for example in examples]), **label_tensor(examples)}
+
+    def features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What the trunk pooled, or the mean over its tokens or places [B, D]."""
+        return image_features(model, self.inputs(model, batch))
+
+    def _prepare(self, example: dict[str, Any]) -> Tensor:
+        from thrifty.data import images
+
+        try:
+            picture = images.open(example["image"])
+        except BadData as error:
+            raise BadData(f"row {example['row']}: {error}") from error
+        if hasattr(self.backbone.preprocess, "image_processor_type") or hasattr(self.backbone.preprocess, "preprocess"):
+            return cast(Tensor, self.backbone.preprocess(images=picture, return_tensors="pt")["pixel_values"][0])
+        return cast(Tensor, self.backbone.preprocess(picture))
