@@ -1,0 +1,200 @@
+"""The foundation's methods on real data, three seeds each, beside full fine-tuning, a linear head and HF PEFT's LoRA.
+
+    python benchmarks/foundation.py run [--only cola,mrpc] [--methods lora,dora] [--seeds 3]
+    python benchmarks/foundation.py table          # writes docs/results.md from what was measured
+
+Every method gets the same rows, order of the data, number of epochs, schedule and stopping rule; its learning rate is the
+library's default for it. PEFT's LoRA is injected into the same model and trained by the same loop, with the settings of ours. Runs
+are appended to benchmarks/results/foundation.jsonl as they end, and are not repeated.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import thrifty
+from thrifty.core import Attachment, Method
+
+HERE = Path(__file__).resolve().parent
+STORE = HERE / "results" / "foundation.jsonl"
+ASSETS = Path(os.environ.get("THRIFTY_ASSETS", HERE.parent.parent / "shared" / "assets")) / "data"
+WEIGHTS = Path(os.environ.get("THRIFTY_WEIGHTS", HERE.parent / ".cache" / "weights"))
+
+
+@dataclass
+class PeftLoRA(Method):
+    """HF PEFT's own LoRA layers, put into the model by PEFT and trained by thrifty's loop."""
+
+    name = "peft-lora"
+    rate = 1e-3
+    targets: str = "query,value"
+    rank: int = 8
+    alpha: float = 16.0
+
+    def attach(self, at: Attachment, batches: Any = None) -> None:
+        """Inject, then train every tensor that PEFT added."""
+        from peft import LoraConfig, inject_adapter_in_model
+
+        inject_adapter_in_model(LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=self.targets.split(",")), at.model)
+        at.train_matching("*.lora_A.*|*.lora_B.*")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One data set with the backbone it is adapted from, and what is reported."""
+
+    data: str
+    model: str
+    metric: str
+    note: str
+    settings: dict[str, Any]
+    methods: tuple[str, ...]
+    columns: dict[str, str] | None = None
+    test_rows: int | None = None
+
+
+TEXT = ("full", "linear-probe", "bitfit", "layernorm", "lora", "lora all", "rslora", "lora+", "peft-lora", "dora", "ia3", "houlsby",
+        "pfeiffer", "parallel-adapter", "prefix", "prompt")
+CASES = {
+    "cola": Case("text/glue_cola", "minilm", "matthews", "2 000 of 8 551 training rows; the official dev split is the test split",
+                 {"limit": 2000, "epochs": 3, "allow_leak": True}, TEXT),
+    "mrpc": Case("text/glue_mrpc", "minilm", "accuracy", "1 000 of 3 667 training rows; the official dev split is the test split",
+                 {"limit": 1000, "epochs": 3}, TEXT),
+    "stsb": Case("text/glue_stsb", "minilm", "pearson", "1 000 of 5 749 training rows; the official dev split is the test split",
+                 {"limit": 1000, "epochs": 3, "allow_leak": True}, TEXT),
+    "rsscn7": Case("image/rsscn7", "mobilenetv2", "accuracy", "all 805 training images at 224 px",
+                   {"epochs": 3}, ("full", "linear-probe", "bitfit", "layernorm", "lora conv")),
+    "flowers5": Case("image/flowers5", "dinov2-small", "accuracy", "200 of 750 training images; 250 test images",
+                     {"limit": 200, "epochs": 3, "batch": 16},
+                     ("linear-probe", "bitfit", "layernorm", "lora", "vpt", "vpt shallow", "full"), test_rows=250),
+    "webnlg": Case("text/webnlg2017", "stories15m", "bleu", "600 of 6 940 training rows; 200 test rows",
+                   {"limit": 600, "epochs": 2, "batch": 16, "max_length": 160, "max_new_tokens": 48, "baselines": False},
+                   ("full", "bitfit", "lora", "lora all", "peft-lora", "ia3", "houlsby", "prefix", "prompt"),
+                   {"source": "source", "target": "refs"}, test_rows=200),
+}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora all": ("lora", {"where": "attn.?|mlp.*"}), "rslora": ("lora", {"stable": True}), "lora+": ("lora", {"ratio": 16.0}),
+    "lora conv": ("lora", {"where": "conv"}), "vpt shallow": ("vpt", {"deep": False}),
+}
+
+
+def method_for(label: str, model: str) -> Method:
+    """The method that a row of the table stands for."""
+    from thrifty.methods import find
+
+    if label == "peft-lora":
+        return PeftLoRA(targets="q_proj,v_proj" if model == "stories15m" else "query,value")
+    name, settings = VARIANTS.get(label, (label, {}))
+    return find(name).make(**settings)
+
+
+def data_for(case: Case) -> Any:
+    """The folder; or, where the test split is cut for time, its tables with a seeded sample of it."""
+    folder = ASSETS / case.data
+    if case.test_rows is None:
+        return folder
+    import random
+
+    import pyarrow.parquet as pq
+
+    splits = {f.stem: pq.read_table(f).to_pylist() for f in sorted(folder.glob("*.parquet"))}
+    splits["test"] = random.Random(0).sample(splits["test"], case.test_rows)
+    return splits
+
+
+def run(name: str, label: str, seed: int) -> dict[str, Any]:
+    """Train and test once; returns the row that is stored."""
+    case = CASES[name]
+    model = case.model if case.model == "minilm" else str(WEIGHTS / case.model)
+    with tempfile.TemporaryDirectory() as out:
+        done = thrifty.tune(model, data_for(case), method=method_for(label, case.model), out=out, progress=False, overwrite=True,
+                            settings={**{k: v for k, v in case.settings.items() if v is not None}, "seed": seed,
+                                      **({"columns": case.columns} if case.columns else {})})
+    m = done.metrics
+    return {"set": name, "method": label, "seed": seed, "metric": case.metric,
+            "test": {k: v["value"] for k, v in m["test"].items()},
+            "baselines": {b["name"]: {k: v["value"] for k, v in b["test"].items()} for b in m["baselines"]},
+            "parameters": m["parameters"], "adapter_bytes": m["adapter_bytes"], "memory": m["memory"], "timing": m["timing"]}
+
+
+def stored() -> list[dict[str, Any]]:
+    """Every row measured so far."""
+    return [json.loads(line) for line in STORE.read_text().splitlines()] if STORE.exists() else []
+
+
+def run_all(only: list[str], methods: list[str], seeds: int) -> None:
+    """Measure what is not measured yet; seeds outermost, so that an interrupted study is balanced."""
+    known = {(r["set"], r["method"], r["seed"]) for r in stored()}
+    for seed in range(seeds):
+        for name in only or list(CASES):
+            for label in CASES[name].methods:
+                if (methods and label not in methods) or (name, label, seed) in known:
+                    continue
+                row = run(name, label, seed)
+                with STORE.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(f"{name:10s} {label:18s} seed {seed}  {row['metric']} {row['test'][row['metric']]:.4f}  "
+                      f"{row['timing']['train_seconds']:.0f} s", flush=True)
+
+
+def table() -> str:
+    """docs/results.md."""
+    rows = stored()
+    lines = ["# Results of the foundation", "",
+             "Made by `benchmarks/foundation.py` from `benchmarks/results/foundation.jsonl`. Mean ± sample standard deviation over "
+             "seeds; the learning rate of each method is the library's default for it and was not tuned on these sets; early "
+             "stopping on a selection split carved out of the training rows; the test split was read once per run. The linear "
+             "head and the majority class see the same training rows. PEFT's LoRA runs in the same loop with the same settings as "
+             "`lora`. Small training subsets, few epochs: the numbers compare methods, they are not records.", "",
+             f"Machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, shared with other work: times are "
+             "rough, peak memory is the resident set of the whole process.", ""]
+    for name, case in CASES.items():
+        here = [r for r in rows if r["set"] == name]
+        if not here:
+            continue
+        lines += [f"## {name}: {case.model} on {case.data.partition('/')[2]}", "", case.note + f". {case.metric}, "
+                  f"{case.settings.get('epochs')} epochs, batch {case.settings.get('batch', 32)}.", "",
+                  f"| method | {case.metric} | seeds | method's parameters | head | adapter | train s | peak MiB |", "|---|---|---|---|---|---|---|---|"]
+        for kind in here[0]["baselines"]:
+            values = [r["baselines"][kind][case.metric] for r in here if case.metric in r["baselines"].get(kind, {})]
+            if values:
+                lines.append(f"| *{kind}* | {spread(sorted(set(values)))} | | | | | | |")
+        for label in case.methods:
+            mine = [r for r in here if r["method"] == label]
+            if mine:
+                p = mine[0]["parameters"]
+                lines.append(f"| {label} | {spread([r['test'][case.metric] for r in mine])} | {len(mine)} | {p['tuner']:,} | {p['head']:,} | "
+                             f"{mine[0]['adapter_bytes'] / 1024:,.0f} KiB | {statistics.median(r['timing']['train_seconds'] for r in mine):.0f} | "
+                             f"{max(r['memory']['peak_bytes'] or 0 for r in mine) / 2**20:,.0f} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± sample standard deviation."""
+    sd = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{sd}"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("--only", default="", help="sets, comma-separated")
+    parser.add_argument("--methods", default="", help="methods, comma-separated")
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    if args.what == "run":
+        run_all([x for x in args.only.split(",") if x], [x for x in args.methods.split(",") if x], args.seeds)
+    (HERE.parent / "docs" / "results.md").write_text(table())
+
+
+if __name__ == "__main__":
+    main()

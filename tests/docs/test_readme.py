@@ -1,0 +1,44 @@
+"""The README says what is there."""
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from thrifty.methods import CATALOGUE
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_table_of_methods_is_that_of_the_catalogue():
+    spec = importlib.util.spec_from_file_location("catalogue", ROOT / "docs" / "catalogue.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = (ROOT / "README.md").read_text()
+    assert module.written(text) == text, "run `python docs/catalogue.py`"
+
+
+def test_every_method_cites_its_paper_and_says_what_it_trains():
+    for method in CATALOGUE.values():
+        assert re.search(r"\b(19|20)\d\d\b", method.paper) or method.name in ("full", "linear-probe"), method
+        assert method.route and method.trains and method.inference, method
+
+
+def test_every_file_of_methods_names_its_paper():
+    for file in (ROOT / "src" / "thrifty" / "methods").glob("*.py"):
+        if file.name not in ("__init__.py", "full.py", "probe.py"):
+            assert re.search(r"(19|20)\d\d", file.read_text().split('"""')[1]), file
+
+
+def test_importing_thrifty_imports_nothing_heavy():
+    heavy = "transformers accelerate pyarrow PIL datasets peft sklearn scipy timm yaml".split()
+    code = f"import sys, thrifty; thrifty.LoRA, thrifty.attach, thrifty.load; print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+
+
+def test_links_in_the_readme_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / target).exists(), target
