@@ -1,24 +1,46 @@
-"""Every method, one import line each. ``CATALOGUE`` lists them by name, ``find`` looks one up."""
+"""Every method, one import line each. ``CATALOGUE`` lists them by name, ``find`` looks one up, ``make`` sets it up."""
 from __future__ import annotations
+
+from typing import Any
 
 from ..core import Method
 from ..core.errors import NoSuchSetting, nearest
+from .bitfit import BitFit
+from .dora import DoRA
+from .full import FullFineTuning
+from .ia3 import IA3
 from .lora import LoRA
+from .norm import LayerNormTuning
+from .probe import LinearProbe
 
-__all__ = ["LoRA"]
+__all__ = ["BitFit", "DoRA", "FullFineTuning", "IA3", "LayerNormTuning", "LinearProbe", "LoRA"]
 
 CATALOGUE: dict[str, type[Method]] = {m.name: m for m in (globals()[name] for name in __all__)}
 
 
+def names(method: type[Method]) -> tuple[str, ...]:
+    """Everything that ``method`` is called: its name, its aliases, and the names of its presets."""
+    return (method.name, *method.aliases, *method.presets)
+
+
 def find(name: str) -> type[Method]:
-    """The method called ``name``, or known under that alias.
+    """The method called ``name``, or known under that alias or preset; ``make`` also applies the preset.
 
     Raises:
         NoSuchSetting: there is none; the message names the nearest.
     """
     wanted = name.strip().lower()
     for method in CATALOGUE.values():
-        if wanted in (method.name, *method.aliases):
+        if wanted in names(method):
             return method
-    known = [n for m in CATALOGUE.values() for n in (m.name, *m.aliases)]
-    raise NoSuchSetting(f"unknown method {name!r}." + nearest(wanted, known, 40))
+    raise NoSuchSetting(f"unknown method {name!r}." + nearest(wanted, [n for m in CATALOGUE.values() for n in names(m)], 40))
+
+
+def make(name: str, **settings: Any) -> Method:
+    """The method called ``name`` with these settings: "rslora" is LoRA with ``stable=True``, and so on.
+
+    Raises:
+        NoSuchSetting: no such method or setting; the message names the nearest.
+    """
+    method = find(name)
+    return method.make(**{**method.presets.get(name.strip().lower(), {}), **settings})

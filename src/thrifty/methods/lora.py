@@ -52,15 +52,17 @@ class LowRank(Edit):
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
         """y [..., dout], x [..., din] (token ids for an embedding; images for a convolution) -> [..., dout]."""
-        if self.kind == "linear":
-            low = F.linear(self.dropout(x.to(self.A.dtype)), self.A)
-        elif self.kind == "embedding":
-            low = F.embedding(x, self.A.T)
-        else:
-            low = apply_weight(self.site.module, self.A, self.dropout(x.to(self.A.dtype)))
+        x = x if self.kind == "embedding" else self.dropout(x.to(self.A.dtype))
+        return y + self.update(x).to(y.dtype)
+
+    def update(self, x: Tensor) -> Tensor:
+        """s B A x."""
+        if self.kind == "conv":
+            low = apply_weight(self.site.module, self.A, x)
             up = self.B.reshape(*self.B.shape, *(1 for _ in self.A.shape[2:]))
-            return y + (self.scale * getattr(F, f"conv{self.A.dim() - 2}d")(low, up)).to(y.dtype)
-        return y + (self.scale * F.linear(low, self.B)).to(y.dtype)
+            return self.scale * getattr(F, f"conv{self.A.dim() - 2}d")(low, up)
+        low = F.embedding(x, self.A.T) if self.kind == "embedding" else F.linear(x, self.A)
+        return self.scale * F.linear(low, self.B)
 
     def delta(self, weight: Tensor) -> Tensor:
         """s B A, in the shape of ``weight``."""
@@ -82,12 +84,13 @@ class LoRA(Method):
     """
 
     name = "lora"
-    aliases = ("rslora", "lora+")
+    presets = {"rslora": {"stable": True}, "lora+": {"ratio": 16.0}}
     route = "inject parameters"
     paper = "Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, ICLR 2022, arXiv:2106.09685"
     trains = "A [rank, in] and B [out, rank] beside each chosen weight"
     mergeable = True
     inference = "none once merged"
+    rate = 5e-4
     Edit = LowRank
     elsewhere = ("where", "ratio")
 
