@@ -1,0 +1,135 @@
+"""The end of a run: the test split is read, everything is measured on it once, and the files are written."""
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from thrifty import artifact, report
+from thrifty.report.schema import check
+from thrifty.train import baselines, results
+from thrifty.train.environment import environment
+from thrifty.train.files import write_json, write_lines
+from thrifty.train.folder import clear, size
+from thrifty.train.job import Job, Trained
+from thrifty.train.memory import peak
+from thrifty.train.predicting import answer
+from thrifty.train.rows import write_out
+from thrifty.train.run import Run
+from thrifty.train.warnings import warnings
+
+
+def finish(job: Job, trained: Sequence[Trained], command: str | None) -> Run:
+    """Measure all seeds and baselines on the test split, write the folder, and tidy it."""
+    features, began = take_features(job), time.monotonic()
+    table = job.dataset.test()
+    examples = job.task.encode(table)
+    answers = [predict(job, one, examples) for one in trained]
+    seconds = time.monotonic() - began
+    rivals = measure_baselines(job, answers, table, examples, features) if job.settings.baselines else []
+    if not job.processes.main:
+        job.processes.wait()
+        return Run(job.folder, {})
+    best = max(trained, key=lambda one: one.log.best_value or 0.0)
+    keep(best.adapter, job.folder / "adapter")
+    lines = [line for one, said in zip(trained, answers, strict=True) for line in write_out(job.task, said, table, one.seed)]
+    metrics = describe(job, trained, [results.over_items(job.task, said, table) for said in answers], rivals, seconds, command)
+    write_json(job.folder / "environment.json", environment(job.processes, job.precision))
+    write_json(job.folder / "data.json", job.dataset.record)
+    write_lines(job.folder / "predictions.jsonl", lines)
+    write_json(job.folder / "metrics.json", check(metrics))
+    report.write(job.folder)
+    for one in trained:
+        clear(job.folder / f"seed-{one.seed}" / ("checkpoint" if len(trained) > 1 else ""))
+    job.processes.wait()
+    return Run(job.folder, metrics)
+
+
+def predict(job: Job, one: Trained, examples: list[dict[str, Any]]) -> results.Answers:
+    """What the adapter of one seed says of the test rows. One process reads it back from disk, as its user will."""
+    model = job.backbone.model
+    if one.state is None:
+        at = artifact.load(model, one.adapter, example=job.example())
+    else:
+        assert job.at is not None
+        at = job.at
+        at.load_state(one.state)
+    try:
+        return answer(job.task.predict, job.task, model, examples, job.settings.batch, job.processes, job.precision)
+    finally:
+        if one.state is None:
+            at.detach()
+
+
+@contextlib.contextmanager
+def plain_model(job: Job) -> Iterator[None]:
+    """The base model without what was trained. A single process has nothing attached any more."""
+    if job.at is None or job.at.closed:
+        yield
+    else:
+        with job.at.disabled():
+            yield
+
+
+def take_features(job: Job) -> baselines.Features | None:
+    """What the frozen model sees in training and validation rows, for the linear baseline."""
+    if job.at is not None and job.processes.world == 1:
+        job.at.detach()
+    if not job.settings.baselines or job.processes.sharded:
+        return None
+    assert job.material is not None
+    with plain_model(job):
+        return baselines.take_features(job.task, job.backbone.model, job.material, job.settings.batch, job.processes,
+                                       job.precision)
+
+
+def measure_baselines(job: Job, answers: list[results.Answers], table: Any, examples: list[dict[str, Any]],
+                      features: baselines.Features | None) -> list[dict[str, Any]]:
+    """The baselines on the same test rows, and how far the run is ahead of each."""
+    said = {"majority": job.task.majority(job.dataset.splits["train"], table)}
+    if features is not None:
+        with plain_model(job):
+            said["linear"] = features.predict(features.see(examples))
+    return [{"name": name, "title": baselines.title(name, job.task.name), "test": results.over_items(job.task, theirs, table),
+             "difference": results.ahead(job.task, answers, theirs, table)} for name, theirs in said.items()]
+
+
+def describe(job: Job, trained: Sequence[Trained], measured: list[results.Estimates], rivals: list[dict[str, Any]],
+             seconds: float, command: str | None) -> dict[str, Any]:
+    """The contents of metrics.json."""
+    logs = [one.log for one in trained]
+    busy = sum(log.train_seconds for log in logs)
+    splits = job.dataset.splits
+    return {
+        "schema": 1, "created": datetime.now().astimezone().isoformat(timespec="seconds"), "command": command,
+        "task": job.task.name, "method": job.method.name, "settings": job.method.settings(), "model": job.config["model"],
+        "data": job.config["data"], "metric": job.task.metric, "labels": job.task.labels,
+        "items": {"train": rows(splits["train"]), "validation": rows(splits["validation"]), "test": job.dataset.test_rows},
+        "test": results.over_seeds(measured), "baselines": rivals,
+        "seeds": [{"seed": log.seed, "history": log.history, "evaluations": log.evaluations, "best_step": log.best_step,
+                   "stopped": log.stopped, "test": test} for log, test in zip(logs, measured, strict=True)],
+        "timing": {"train_seconds": busy, "evaluate_seconds": seconds + sum(log.evaluate_seconds for log in logs),
+                   "steps": sum(log.step for log in logs),
+                   "examples_per_second": sum(log.examples for log in logs) / busy if busy else None},
+        "memory": peak(job.processes.device), "parameters": trained[0].parameters,
+        "adapter_bytes": size(job.folder / "adapter"), "warnings": warnings(job, trained),
+    }
+
+
+def rows(table: Any) -> int:
+    """How many rows a table has."""
+    return len(next(iter(table.values())))
+
+
+def keep(adapter: Path, place: Path) -> None:
+    """A copy of the best seed's adapter at ``place``."""
+    fresh = place.with_name(f".{place.name}.{os.getpid()}")
+    clear(fresh)
+    shutil.copytree(adapter, fresh)
+    clear(place)
+    os.replace(fresh, place)

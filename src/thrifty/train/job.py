@@ -1,0 +1,172 @@
+"""What all seeds of one call of `tune` share, and the training of one of them from loading to the saved adapter."""
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from thrifty import artifact, tasks
+from thrifty.artifact.fingerprint import base_tensors
+from thrifty.artifact.save import describe
+from thrifty.core import Attachment, Method, attach
+from thrifty.core.digest import digests
+from thrifty.core.errors import NoSuchSetting, ThriftyError
+from thrifty.core.ledger import refuse_moved, snapshot
+from thrifty.data import Dataset
+from thrifty.models import Backbone, load, wrap
+from thrifty.tasks import Task
+from thrifty.train import chance
+from thrifty.train.checkpoint import Checkpoint, States
+from thrifty.train.interrupt import Interrupted, Wish
+from thrifty.train.log import Log
+from thrifty.train.precision import Precision
+from thrifty.train.processes import Processes, move
+from thrifty.train.progress import Progress
+from thrifty.train.settings import Settings
+from thrifty.train.training import Material, Training
+
+LOOKED_AT = 8  # batches that a method may look at before it decides where to act
+
+
+@dataclass
+class Trained:
+    """One seed when its training is over. ``state`` is kept where the adapter cannot be loaded again from disk."""
+
+    seed: int
+    log: Log
+    adapter: Path
+    state: States | None
+    parameters: dict[str, int]
+
+
+@dataclass
+class Job:
+    """One call of `tune`. ``config`` is everything that decides the numbers, as config.json holds it."""
+
+    model: str | nn.Module | Backbone
+    method: Method
+    dataset: Dataset
+    settings: Settings
+    folder: Path
+    config: dict[str, Any]
+    processes: Processes
+    precision: Precision
+    shown: bool = True
+    resume: bool = False
+    backbone: Backbone = field(init=False)
+    task: Task = field(init=False)
+    at: Attachment | None = None
+    material: Material | None = None
+
+    def train(self, seed: int) -> Trained:
+        """Load, attach, train, check that nothing else moved, save.
+
+        Raises:
+            Interrupted: the user asked to stop; the message says how to go on.
+            ThriftyError: see `Training.run`, `attach` and `artifact.save`.
+        """
+        chance.sow(seed, self.processes.rank)
+        at = self.at = self.prepare(seed)
+        model, place = self.backbone.model, self.folder / f"seed-{seed}"
+        checkpoint = Checkpoint(place / "checkpoint", self.identify(), self.processes)
+        before = snapshot(model)
+        assert self.material is not None
+        training = Training(at, self.processes.wrap(model), self.task, self.material, self.settings, seed,
+                            self.processes, self.precision)
+        name = f"seed {seed}" if self.settings.seeds > 1 else "training"
+        progress, wish = Progress(training.total, 0, name, self.shown and self.processes.main), Wish()
+        try:
+            with wish.heard():
+                log = training.run(checkpoint, wish, progress, self.resume)
+        except Interrupted as stopped:
+            raise Interrupted(f"{name} {stopped}. To go on: the same command with --resume (in Python resume=True)") from None
+        finally:
+            progress.close()
+        refuse_moved(model, before)
+        return Trained(seed, log, self.save(place / "adapter"), at.state() if self.processes.world > 1 else None, self.count())
+
+    def prepare(self, seed: int) -> Attachment:
+        """A backbone with the method attached, and encoded rows."""
+        if self.at is not None and not self.processes.sharded:
+            self.at.detach()
+        self.backbone = self.load(seed)
+        model = self.backbone.model.to(self.processes.device)
+        limits = {name: getattr(self.settings, name) for name in ("max_length", "max_new_tokens", "metric")}
+        self.task = tasks.get(self.dataset.task, self.backbone, self.dataset.labels,
+                              **{name: value for name, value in limits.items() if value is not None})
+        train, validation = self.dataset.splits["train"], self.dataset.splits["validation"]
+        self.task.fit(train)
+        if self.material is None:
+            self.material = Material(self.task.encode(train), self.task.encode(validation), validation)
+        if self.settings.checkpointing:
+            recompute(model)
+        return attach(model, self.method, also_train="|".join(self.task.head_parameters) or None, seed=seed,
+                      example=self.example(), batches=self.batches())
+
+    def load(self, seed: int) -> Backbone:
+        """The backbone; new tensors of a named one are drawn under ``seed``."""
+        if isinstance(self.model, str):
+            return load(self.model, self.dataset.task, self.dataset.labels, seed=seed)
+        return self.model if isinstance(self.model, Backbone) else wrap(self.model)
+
+    def example(self) -> dict[str, Tensor]:
+        """A small batch, as the model itself takes it."""
+        assert self.material is not None
+        batch = move(self.task.collate(self.material.train[:2]), self.processes.device)
+        decodes = getattr(getattr(self.backbone.model, "config", None), "is_encoder_decoder", False)
+        return batch if decodes else self.task.inputs(self.backbone.model, batch)
+
+    def batches(self) -> Iterator[dict[str, Tensor]]:
+        """The first few batches of the training rows, for methods that look at data."""
+        assert self.material is not None
+        rows, size = self.material.train, self.settings.batch
+        for start in range(0, min(len(rows), LOOKED_AT * size), size):
+            yield move(self.task.collate(rows[start : start + size]), self.processes.device)
+
+    def identify(self) -> dict[str, Any]:
+        """What a resumed training must share with the one that it goes on from."""
+        assert self.at is not None
+        sums = digests(base_tensors(self.at.model, frozenset(n for n in self.at.base if n not in self.at.masks)).items())
+        base = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+        return {"config": self.config, "data": self.dataset.record["content"], "base model": base[:16],
+                "processes": {"count": self.processes.world, "kind": self.processes.kind}}
+
+    def save(self, folder: Path) -> Path:
+        """Write the adapter. Where weights are spread over processes all must take part; only the main one keeps its copy."""
+        assert self.at is not None
+        about: dict[str, Any] = {
+            "task": self.task.name, "labels": self.task.labels, "limits": self.task.limits, "metric": self.task.metric,
+            "columns": self.dataset.columns, "model": self.backbone.source.get("id")}
+        if self.processes.main:
+            artifact.save(self.at, folder, **about)
+        elif self.processes.sharded:
+            describe(self.at, self.at.state(), about)
+        self.processes.wait()
+        return folder
+
+    def count(self) -> dict[str, int]:
+        """Numbers in the base, and trained ones in the method and in the head."""
+        assert self.at is not None
+        found, parameters = self.at.summary(), dict(self.at.model.named_parameters())
+        head = sum(parameters[name].numel() for name in self.task.head_parameters if name in self.at.base)
+        return {"base": found.base, "tuner": found.trainable - head, "head": head}
+
+
+def recompute(model: nn.Module) -> None:
+    """Gradient checkpointing, in the form that does not lose gradients behind frozen layers.
+
+    Raises:
+        NoSuchSetting: the model does not offer it.
+    """
+    enable = getattr(model, "gradient_checkpointing_enable", None)
+    if enable is None:
+        raise NoSuchSetting(f"checkpointing: {type(model).__name__} has no gradient_checkpointing_enable; train it without")
+    try:
+        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ThriftyError(f"checkpointing: {type(model).__name__} does not support it ({error}); train it without") from None

@@ -1,0 +1,50 @@
+"""A model's answers to a whole table."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from thrifty.tasks import Task
+from thrifty.train.interrupt import Wish
+from thrifty.train.precision import Precision
+from thrifty.train.processes import Processes, inside, move
+
+Answer = Callable[[nn.Module, Any], list[Any]]
+
+
+class Abandoned(Exception):
+    """An evaluation that was given up because the user asked to stop."""
+
+
+def answer(question: Answer, task: Task, model: nn.Module, examples: list[dict[str, Any]], batch: int, processes: Processes,
+           precision: Precision, wish: Wish | None = None) -> list[Any]:
+    """``question(model, batch)`` for every example, in their order. Examples of like length go together, to pad little.
+
+    Several processes share the batches, unless weights are spread over them: then every step needs all, and all do all.
+
+    Raises:
+        Abandoned: ``wish`` came while one process was alone at it.
+    """
+    rows = sorted(range(len(examples)), key=lambda i: len(examples[i].get("input_ids", ())))
+    batches = [rows[i : i + batch] for i in range(0, len(rows), batch)]
+    shared = processes.world > 1 and not processes.sharded
+    found: list[Any] = [None] * len(examples)
+    mine: list[tuple[int, Any]] = []
+    called = inside(model)
+    was = called.training
+    called.eval()
+    try:
+        for chosen in batches[processes.rank :: processes.world] if shared else batches:
+            if wish is not None and wish.stop and processes.world == 1:
+                raise Abandoned
+            with precision.autocast():
+                answers = question(called, move(task.collate([examples[i] for i in chosen]), processes.device))
+            mine += zip(chosen, answers, strict=True)
+    finally:
+        called.train(was)
+    for part in processes.gather(mine) if shared else [mine]:
+        for i, one in part:
+            found[i] = one
+    return found

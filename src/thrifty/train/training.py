@@ -1,0 +1,193 @@
+"""The one training loop: steps, evaluations, early stopping, checkpoints; for one process and for several."""
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thrifty.core import Attachment
+from thrifty.core.errors import ThriftyError
+from thrifty.tasks import Task
+from thrifty.train.checkpoint import Checkpoint, States
+from thrifty.train.interrupt import Interrupted, Wish
+from thrifty.train.log import Log
+from thrifty.train.order import Order, deal
+from thrifty.train.precision import Precision
+from thrifty.train.predicting import Abandoned, answer
+from thrifty.train.processes import Processes, move
+from thrifty.train.progress import Progress
+from thrifty.train.schedule import share
+from thrifty.train.settings import Settings
+
+Examples = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What one training learns from and is judged by: encoded rows, and the validation table they came from."""
+
+    train: Examples
+    validation: Examples
+    table: Any
+
+
+class Training:
+    """One training of ``at`` from one seed. ``settings`` has a rate and epochs; ``model`` is what ``processes`` wrapped."""
+
+    def __init__(self, at: Attachment, model: nn.Module, task: Task, material: Material, settings: Settings, seed: int,
+                 processes: Processes, precision: Precision) -> None:
+        assert settings.rate is not None and settings.epochs is not None and at.method is not None
+        self.at, self.model, self.task, self.material, self.settings = at, model, task, material, settings
+        self.processes, self.precision, self.method = processes, precision, at.method
+        self.order = Order(len(material.train), settings.batch * settings.accumulate * processes.world, seed)
+        self.total = max(1, math.ceil(settings.epochs * self.order.per_epoch))
+        self.optimizer = torch.optim.AdamW(self.method.groups(at, settings.rate, settings.decay), lr=settings.rate)
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.log = Log(seed)
+        self.evaluate_at = evaluation_steps(self.total, self.order.per_epoch, settings.evaluations)
+        self.taken = 0  # steps since this process began
+        self.best: States | None = None
+
+    def run(self, checkpoint: Checkpoint | None, wish: Wish, progress: Progress, resume: bool = False) -> Log:
+        """Train to the end, then put the best state back.
+
+        Raises:
+            Interrupted: the user asked to stop; what was done is in the checkpoint.
+            ThriftyError: a loss that is not finite. NothingTrains: something that must train gets no gradient.
+        """
+        self.checkpoint, self.wish, self.progress = checkpoint, wish, progress
+        if resume and checkpoint is not None and (found := checkpoint.read(self.at, self.optimizer)) is not None:
+            self.log, self.best = found
+            progress.done = progress.first = self.log.step
+        while self.log.stopped is None:
+            if self._wanted():
+                self._leave()
+            if self.log.step in self.evaluate_at and self.log.evaluated < self.log.step:
+                self._evaluate()
+            elif self.log.step >= self.total:
+                self.log.stopped = "finished"
+                self._keep()
+            else:
+                self._step()
+        if self.best is not None:
+            self.at.load_state(self.best)
+        return self.log
+
+    # -- one step ---------------------------------------------------------------------------------------------------------
+    def _step(self) -> None:
+        began, step = time.monotonic(), self.log.step
+        factor = share(step, self.total, self.settings.warmup, self.settings.schedule)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.train()
+        rows = self.order.step(step)
+        loss = self._gradients(rows)
+        self._watch()
+        if isinstance(penalty := self.method.penalty(self.at), Tensor):
+            with self.processes.quietly(self.model, True):
+                penalty.backward()
+        torch.nn.utils.clip_grad_norm_(self._trained(), self.settings.clip)
+        self.optimizer.step()
+        self.taken += 1
+        self.log.stepped(self.total, self.order.epochs(step + 1), loss, self.optimizer.param_groups[0]["lr"])
+        self.method.step(self.at, self.log.step / self.total)
+        self.log.examples += len(rows)
+        self.log.train_seconds += time.monotonic() - began
+        self.progress.step(loss, self.optimizer.param_groups[0]["lr"])
+        if self.log.step % self.settings.checkpoint_every == 0 and self.log.step not in self.evaluate_at:
+            self._keep()
+
+    def _gradients(self, rows: list[int]) -> float:
+        """Leave the gradient of the mean loss over all items of ``rows``, however they are cut into batches; return that mean.
+
+        Losses are summed and the sum of gradients is divided once by the number of items, because batches may hold
+        different numbers of them. Between processes gradients are averaged, hence the factor.
+        """
+        hands = deal(rows, self.settings.batch, self.processes.world, self.processes.rank)
+        summed, items = 0.0, 0
+        for i, chosen in enumerate(hands):
+            with self.processes.quietly(self.model, i < len(hands) - 1):
+                examples = [self.material.train[row] for row in chosen or rows[:1]]
+                batch = move(self.task.collate(examples), self.processes.device)
+                with self.precision.autocast():
+                    mean, count = self.task.loss(self.model, batch)
+                count = count if chosen else 0  # an empty hand takes part in the exchange, with nothing to add
+                value = float(mean.detach())
+                if not math.isfinite(value):
+                    raise ThriftyError(f"the loss is {value} at step {self.log.step + 1}, on rows {_listed(chosen)} of the train "
+                                       "split (counted from 0): lower the rate, look at these rows, or compute in float32")
+                (mean * count).backward()
+            summed, items = summed + value * count, items + count
+        summed, total = self.processes.total(summed, items)
+        for p in self._trained():
+            if p.grad is not None:
+                p.grad.mul_(self.processes.world / max(1.0, total))
+        return summed / max(1.0, total)
+
+    def _watch(self) -> None:
+        """After two steps, all that trains must have had a gradient. Sharded tensors fire no hooks, so look at ``grad``."""
+        watch = self.at.watch
+        if watch is None or self.taken > 1:
+            return
+        for name, p in self.at.named_parameters():
+            if p.grad is not None:
+                watch.seen.setdefault(name, 1)
+        if self.taken == 1:
+            watch.judge()
+
+    def _trained(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    # -- between steps ----------------------------------------------------------------------------------------------------
+    def _evaluate(self) -> None:
+        began, step = time.monotonic(), self.log.step
+        try:
+            predictions = answer(self.task.judge, self.task, self.model, self.material.validation, self.settings.batch,
+                                 self.processes, self.precision, self.wish)
+        except Abandoned:
+            self._leave()
+        values = self.task.metrics(predictions, self.material.table)
+        metric = self.task.metric
+        if not math.isfinite(values[metric]):
+            raise ThriftyError(f"the validation {metric} is {values[metric]} at step {step}: it cannot decide what to keep")
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
+        better = self.log.judged(self.order.epochs(step), values, metric)
+        if better:
+            self.best = self.at.state()
+        self.log.evaluate_seconds += time.monotonic() - began
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.progress.say(self.order.epochs(step), self.log.last_loss(), rate, values, metric, better)
+        if self.settings.patience and self.log.worse >= self.settings.patience and step < self.total:
+            self.log.stopped = "early"
+        elif step >= self.total:
+            self.log.stopped = "finished"
+        self._keep()
+
+    def _wanted(self) -> bool:
+        """Whether someone asked to stop; processes hear it at different moments and must agree."""
+        return self.processes.total(float(self.wish.stop))[0] > 0
+
+    def _keep(self) -> None:
+        if self.checkpoint is not None:
+            self.checkpoint.write(self.at, self.optimizer, self.log, self.best)
+
+    def _leave(self) -> None:
+        self._keep()
+        where = f"; the checkpoint in {self.checkpoint.folder} is complete" if self.checkpoint is not None else ""
+        raise Interrupted(f"stopped after step {self.log.step} of {self.total}{where}")
+
+
+def evaluation_steps(total: int, per_epoch: int, evaluations: float) -> set[int]:
+    """After which steps to evaluate: evenly, ``evaluations`` times an epoch, and at the end."""
+    every = max(1.0, per_epoch / evaluations)
+    return {min(total, round(i * every)) for i in range(1, math.ceil(total / every) + 1)} | {total}
+
+
+def _listed(rows: list[int]) -> str:
+    shown = ", ".join(map(str, sorted(rows)[:32]))
+    return shown + (f", … ({len(rows)} in all)" if len(rows) > 32 else "")

@@ -1,0 +1,30 @@
+"""What a reader should know before trusting a run, in whole sentences."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from thrifty.train.job import Job, Trained
+
+
+def warnings(job: Job, trained: Sequence[Trained]) -> list[str]:
+    """Everything about the data, the training and the machine that may make the numbers other than they seem."""
+    record, said = job.dataset.record, []
+    if pairs := record.get("leaks", {}).get("pairs"):
+        said.append(f"Rows of equal content lie in different splits ({pairs} pairs) and were allowed: the score may be too good.")
+    if skipped := record.get("skipped"):
+        said.append(f"{len(skipped)} rows could not be used and were left out; data.json says which and why.")
+    if job.task.truncated:
+        said.append(f"{job.task.truncated:,} rows were longer than {job.task.limits.get('max_length')} tokens and were cut.")
+    if job.precision.warning:
+        said.append(job.precision.warning)
+    if job.processes.sharded and job.settings.baselines:
+        said.append("The linear baseline was not measured: weights were spread over processes.")
+    if not job.settings.baselines:
+        said.append("No baseline was measured, so nothing says what the score is worth.")
+    last = [one.seed for one in trained if one.log.stopped == "finished" and one.log.best_step == one.log.step
+            and len(one.log.evaluations) > 1]
+    if last and job.settings.patience:
+        seeds = f" (seed {', '.join(map(str, last))})" if len(trained) > 1 else ""
+        said.append(f"The last evaluation was the best one{seeds}: more epochs might do better.")
+    return said
+
