@@ -44,9 +44,11 @@ def combine(model: nn.Module, adapters: Sequence[tuple[str | Path, float]], name
             state |= {f"edit:{at.plan[-1].key}:{n}": t for n, t in tensors.items()}
         for parameter, moved in shifts.items():
             if any(not torch.equal(moved[0][0], original) for original, *_ in moved):
-                raise CannotCombine(f"{parameter!r} started from different values in the adapters, so their changes have no common sum")
+                raise CannotCombine(f"{parameter!r} started from different values in the adapters, so their changes have no "
+                                    "common sum")
             at.train(parameter)
-            state[f"base:{parameter}"] = moved[0][0] + sum((w * (value - original) for original, value, w in moved), torch.tensor(0.0))
+            change = sum((w * (value - original) for original, value, w in moved), torch.tensor(0.0))
+            state[f"base:{parameter}"] = moved[0][0] + change
         at.load_state(state)
         finish(at, None, False)
     except BaseException:
@@ -56,7 +58,8 @@ def combine(model: nn.Module, adapters: Sequence[tuple[str | Path, float]], name
     return at
 
 
-def _read(model: nn.Module, folder: str | Path, weight: float, name: str, edits: dict[str, Any], shifts: dict[str, Any]) -> None:
+def _read(model: nn.Module, folder: str | Path, weight: float, name: str, edits: dict[str, Any],
+          shifts: dict[str, Any]) -> None:
     part = load(model, folder, name, check=False)
     try:
         if part.masks or part.context.shared is not None:

@@ -30,7 +30,8 @@ def whole_folder(path: Path, ours: frozenset[str]) -> Iterator[Path]:
     if path.is_dir():
         strange = sorted(set(os.listdir(path)) - ours)
         if strange:
-            raise ThriftyError(f"{path} holds other files ({', '.join(strange[:3])}): saving would replace the folder; choose another")
+            raise ThriftyError(f"{path} holds other files ({', '.join(strange[:3])}): saving would replace the folder, so "
+                               "choose another")
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -68,10 +69,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         kept = path.parent.with_name(f".{path.parent.name}.old")
-        hint = f" A save was interrupted; the previous adapter is in {kept}." if kept.is_dir() and not path.parent.is_dir() else ""
+        interrupted = kept.is_dir() and not path.parent.is_dir()
+        hint = f" A save was interrupted; the previous adapter is in {kept}." if interrupted else ""
         raise BrokenArtifact(f"no {path.name} in {path.parent}: not an adapter folder.{hint}")
-    if path.stat().st_size > MOST_JSON:
-        raise BrokenArtifact(f"{path} is {path.stat().st_size >> 20} MiB; an adapter's description is at most {MOST_JSON >> 20} MiB")
+    size = path.stat().st_size
+    if size > MOST_JSON:
+        raise BrokenArtifact(f"{path} is {size >> 20} MiB; an adapter's description is at most {MOST_JSON >> 20} MiB")
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

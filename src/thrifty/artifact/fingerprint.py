@@ -43,8 +43,8 @@ def refuse_other(model: nn.Module, recorded: Any, skip: Iterable[str]) -> str:
     tensors = base_tensors(model, frozenset(skip))
     missing, extra = [n for n in stored if n not in tensors], [n for n in tensors if n not in stored]
     if missing or extra:
-        raise WrongBase(f"this adapter was trained on a model with other tensors: {len(missing)} are missing here {missing[:3]}, "
-                        f"{len(extra)} are not in its base {extra[:3]}")
+        raise WrongBase(f"this adapter was trained on a model with other tensors: {len(missing)} are missing here "
+                        f"{missing[:3]}, {len(extra)} are not in its base {extra[:3]}")
     different = [n for n, t in tensors.items() if digest(t) != stored[n]]
     if not different:
         return "exactly"
@@ -57,8 +57,9 @@ def refuse_other(model: nn.Module, recorded: Any, skip: Iterable[str]) -> str:
             continue
         if all(digest(_rounded(t, dtype)) == reference.get(n) for n, t in rounded.items()):
             return f"rounded to {name}"
-    raise WrongBase(f"{type(model).__name__} is not the base this adapter was trained on: {len(different)} of {len(stored)} tensors have "
-                    f"other contents, the first is {different[0]!r}. Load the base it names, or pass base='any' if you know better")
+    raise WrongBase(f"{type(model).__name__} is not the base this adapter was trained on: {len(different)} of {len(stored)} "
+                    f"tensors have other contents, the first is {different[0]!r}. Load the base it names, or pass base='any' "
+                    "if you know better")
 
 
 def base_tensors(model: nn.Module, skip: frozenset[str]) -> dict[str, Tensor]:
@@ -66,7 +67,8 @@ def base_tensors(model: nn.Module, skip: frozenset[str]) -> dict[str, Tensor]:
     book: Ledger | None = ledger(model)
     if book is not None:
         return book.base_tensors(skip)
-    return {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor) and n not in skip and not _owned(n)}
+    every = model.state_dict(keep_vars=True)
+    return {n: t for n, t in every.items() if isinstance(t, Tensor) and n not in skip and not _owned(n)}
 
 
 def _rounded(t: Tensor, dtype: torch.dtype) -> Tensor:

@@ -17,8 +17,10 @@ from .files import ABOUT, TENSORS, canonical, read_header, read_json, sha256
 from .fingerprint import refuse_other
 from .save import FORMAT, VERSION, raw
 
-KEYS: dict[str, Any] = {"format": str, "version": int, "thrifty": str, "method": (dict, type(None)), "seed": (int, type(None)), "plan": list,
-        "shared": (list, type(None)), "trained": dict, "base": dict, "tensors": dict, "about": dict, "hash": str}
+KEYS: dict[str, Any] = {
+    "format": str, "version": int, "thrifty": str, "method": (dict, type(None)), "seed": (int, type(None)), "plan": list,
+    "shared": (list, type(None)), "trained": dict, "base": dict, "tensors": dict, "about": dict, "hash": str,
+}
 MOST_NUMBER = 1 << 24
 
 
@@ -121,7 +123,8 @@ def _checked(kind: Any, site: Any, numbers: dict[str, Any], where: str) -> Any:
     wanted = signatures.signature(kind.__init__).parameters
     for name, value in numbers.items():
         if name not in wanted:
-            raise BrokenArtifact(f"{where!r}: {kind.__name__} takes no {name!r}." + nearest(name, [w for w in wanted if w not in ("self", "site")]))
+            known = [w for w in wanted if w not in ("self", "site")]
+            raise BrokenArtifact(f"{where!r}: {kind.__name__} takes no {name!r}." + nearest(name, known))
         if isinstance(value, int) and abs(value) > MOST_NUMBER:
             raise BrokenArtifact(f"{where!r}: {name} = {value} is out of all proportion")
     for name, parameter in wanted.items():
@@ -152,7 +155,8 @@ def _read_tensors(folder: Path, data: dict[str, Any]) -> dict[str, Tensor]:
         for name, about in data["tensors"].items():
             state[name] = file.get_tensor(name)
             if sha256(raw(state[name])) != about.get("sha256"):
-                raise BrokenArtifact(f"{folder / TENSORS}: the contents of {name!r} do not match their hash (a flipped bit, or another file)")
+                raise BrokenArtifact(f"{folder / TENSORS}: the contents of {name!r} do not match their hash (a flipped bit, or "
+                                     "another file)")
             if state[name].is_floating_point() and not torch.isfinite(state[name]).all():
                 raise BrokenArtifact(f"{folder / TENSORS}: {name!r} holds NaN or infinity")
     return state

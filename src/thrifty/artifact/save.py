@@ -33,7 +33,7 @@ def save(at: Attachment, path: str | Path, *, unchanged: bool = False, **about: 
     if at.closed:
         raise ThriftyError(f"the attachment {at.name!r} was detached: there is nothing to save")
     state = at.state()
-    _refuse_unfit(at, state, unchanged)
+    refuse_unfit(at, state, unchanged)
     data = describe(at, state, {**at.about, **about})
     with whole_folder(Path(path), frozenset({TENSORS, ABOUT})) as folder:
         write(folder, state, data)
@@ -74,11 +74,17 @@ def raw(t: Tensor) -> bytes:
     return t.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b""
 
 
-def _refuse_unfit(at: Attachment, state: dict[str, Tensor], unchanged: bool) -> None:
+def refuse_unfit(at: Attachment, state: dict[str, Tensor], unchanged: bool) -> None:
+    """Refuse an adapter that is empty, not finite, or (unless ``unchanged``) what it was when it was attached.
+
+    Raises:
+        NothingTrains, BrokenArtifact: naming the tensors.
+    """
     if not state:
         raise NothingTrains(f"the attachment {at.name!r} holds no tensor")
     broken = [n for n, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if broken:
         raise BrokenArtifact(f"{len(broken)} tensors hold NaN or infinity: {broken[:5]}; this adapter would not work")
     if at.start and not unchanged and all(digest(p) == at.start.get(n) for n, p in at.named_parameters()):
-        raise NothingTrains(f"no tensor of {at.name!r} has changed since it was attached: train it first, or pass unchanged=True")
+        raise NothingTrains(f"no tensor of {at.name!r} has changed since it was attached: train it first, or pass "
+                            "unchanged=True")
