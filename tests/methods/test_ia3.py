@@ -43,7 +43,7 @@ def test_counts(backbone: str, wanted: int) -> None:
 
 def test_counts_of_t0() -> None:
     for (width, hidden, heads), wanted in (((2048, 5120, 32), 540_672), ((4096, 10240, 64), 1_081_344)):
-        config = hf.T5Config(d_model=width, d_ff=hidden, num_heads=heads, d_kv=64, num_layers=24, feed_forward_proj="gated-gelu")
+        config = hf.T5Config(d_model=width, d_ff=hidden, num_heads=heads, num_layers=24, feed_forward_proj="gated-gelu")
         with torch.device("meta"):
             model = hf.T5ForConditionalGeneration(config)
         assert count(thrifty.attach(model, thrifty.IA3())) == wanted

@@ -8,12 +8,16 @@ from ..core.errors import NoSuchSetting, nearest
 from .bitfit import BitFit
 from .dora import DoRA
 from .full import FullFineTuning
+from .houlsby import Houlsby
 from .ia3 import IA3
 from .lora import LoRA
 from .norm import LayerNormTuning
+from .parallel_adapter import ParallelAdapter
+from .pfeiffer import Pfeiffer
 from .probe import LinearProbe
 
-__all__ = ["BitFit", "DoRA", "FullFineTuning", "IA3", "LayerNormTuning", "LinearProbe", "LoRA"]
+__all__ = ["BitFit", "DoRA", "FullFineTuning", "Houlsby", "IA3", "LayerNormTuning", "LinearProbe", "LoRA",
+           "ParallelAdapter", "Pfeiffer"]
 
 CATALOGUE: dict[str, type[Method]] = {m.name: m for m in (globals()[name] for name in __all__)}
 
