@@ -52,7 +52,7 @@ FAMILIES: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (  # class of th
     (r"^GPTNeoXLayer$", ((r"^post_attention_dropout$", "after.attn"), (r"^post_mlp_dropout$", "after.mlp"))),
     (r"^(Block|LayerScaleBlock|ParallelScalingBlock|SwinTransformerBlock|ResPostBlock)$", (  # timm
         (r"^attn\.proj_drop$", "after.attn"), (r"^mlp\.drop2$", "after.mlp"))),
-    (r"Bottleneck|BasicBlock|^ResNet", ((r"(^|\.)(convolution|conv\d)$", "conv"), (r"^downsample", ""))),
+    (r"Bottle[nN]eck|BasicBlock|^ResNet", ((r"", "by type"),)),  # their fc1 or attn squeezes channels
 )
 
 GENERAL: tuple[tuple[str, str], ...] = (  # first match wins; "" means: no role of its own
@@ -126,6 +126,8 @@ def _settle(name: str, module: nn.Module, block: Any, below: str) -> str | None:
     """Roles that depend on more than a name: is there a cross-attention, does the norm come after the residual?"""
     if name == "after.mlp|after.cross":
         return "after.cross" if hasattr(getattr(block.layer, "1", None) or block.layer[1], "EncDecAttention") else "after.mlp"
+    if name == "by type":
+        return _by_type(module)
     if name == "norm.torch":
         order = ("attn", "cross", "mlp") if hasattr(block, "multihead_attn") else ("attn", "mlp")
         return "norm" if block.norm_first else f"norm.{order[int(below[-1]) - 1]}"

@@ -226,7 +226,7 @@ def _all(model: nn.Module, seen: Seen, own: Mapping[str, str]) -> Iterator[Site]
         own_role = next((r for pattern, r in own.items() if re.search(pattern, path)), None)
         block = model.get_submodule(home) if home else None
         below = path[len(home) + 1 :] if home else path
-        name = own_role or ("block" if path == home else roles.role(path, module, block, below, {}))
+        name = own_role if own_role is not None else ("block" if path == home else roles.role(path, module, block, below, {}))
         if not name:
             continue
         named[path] = name
