@@ -8,7 +8,7 @@ from torch import nn
 
 from .config import Config
 from .refusal import CannotExpress
-from .targets import targets
+from .targets import matched, targets
 
 
 def target_names(model: nn.Module, paths: list[str], config: Config) -> list[str] | str:
@@ -16,11 +16,14 @@ def target_names(model: nn.Module, paths: list[str], config: Config) -> list[str
 
     Raises:
         CannotExpress: none of them means these paths and no other, because some lie inside a module that is kept in full.
+        HalfAdapted: one of them is a module that stands at two places.
     """
     choices: tuple[list[str] | str, ...] = (
         sorted({p.rpartition(".")[2] for p in paths}), sorted(paths), "|".join(re.escape(p) for p in sorted(paths)))
     for names in choices:
-        if sorted(targets(model, {**config, "target_modules": names})) == sorted(paths):
+        said = {**config, "target_modules": names}
+        if sorted(matched(model, said)) == sorted(paths):
+            targets(model, said)
             return names
     raise CannotExpress(f"PEFT cannot adapt modules inside those that are kept in full ({config.get('modules_to_save')}): "
                         f"{paths[:3]}")

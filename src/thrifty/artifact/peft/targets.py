@@ -33,12 +33,11 @@ def targets(model: nn.Module, config: Config) -> list[str]:
         raise BrokenArtifact(f"target_modules = {wanted!r} names no modules")
     if isinstance(wanted, str) and config.get("layers_to_transform") is not None:
         raise BrokenArtifact("layers_to_transform needs target_modules to be a list")
-    names = module_names(model)
-    found = [n for n in names if _meant(n, config)]
+    names, found = module_names(model), matched(model, config)
     for term in [wanted] if isinstance(wanted, str) else wanted:
         if not any(_named(n, term, isinstance(wanted, str)) for n in found):
             ends = {n.rpartition(".")[2] for n in names}
-            raise NoSuchSite(f"target_modules: {term!r} matches no module of {type(model).__name__}" + nearest(term, ends))
+            raise NoSuchSite(f"target_modules: {term!r} matches no module of {type(model).__name__}." + nearest(term, ends))
     layers = config.get("layers_to_transform")
     for layer in [layers] if isinstance(layers, int) else layers or []:
         if not any(_layer(n, config) == layer for n in found):
@@ -51,6 +50,11 @@ def targets(model: nn.Module, config: Config) -> list[str]:
             raise HalfAdapted(f"{name!r} is one module at several places, {places}: PEFT adapts one, an edit here would act at "
                               "all of them")
     return found
+
+
+def matched(model: nn.Module, config: Config) -> list[str]:
+    """Paths of the modules that PEFT's rules pick, whatever they be."""
+    return [n for n in module_names(model) if _meant(n, config)]
 
 
 def saved_modules(model: nn.Module, config: Config) -> list[str]:
@@ -66,7 +70,7 @@ def saved_modules(model: nn.Module, config: Config) -> list[str]:
     for term in listed:
         hits = [n for n in names if n.endswith(term)]
         if not hits and not (term in added and any(n.endswith(a) for a in added for n in names)):
-            raise NoSuchSite(f"modules_to_save: {term!r} matches no module of {type(model).__name__}" + nearest(term, names))
+            raise NoSuchSite(f"modules_to_save: {term!r} matches no module of {type(model).__name__}." + nearest(term, names))
         found += [n for n in hits if n not in found]
     return [n for n in found if not any(n.startswith(other + ".") for other in found)]
 
@@ -85,7 +89,7 @@ def refuse_unused(patterns: dict[str, Any] | None, what: str, found: Iterable[st
     every = list(found)
     for pattern in patterns or {}:
         if not any(re.match(rf"(.*\.)?({pattern})$", n) for n in every):
-            raise NoSuchSite(f"{what}: {pattern!r} matches none of the {len(every)} targets" + nearest(pattern, every))
+            raise NoSuchSite(f"{what}: {pattern!r} matches none of the {len(every)} targets." + nearest(pattern, every))
 
 
 def _meant(name: str, config: Config) -> bool:
