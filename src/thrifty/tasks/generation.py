@@ -21,7 +21,7 @@ from thrifty.tasks.task import Batch, Prediction, Table, Task, predicting
 
 
 class Generation(Task):
-    """Roles: ``source``, ``target``, and optionally ``references`` (lists of acceptable texts; else the target is the only one).
+    """Roles: ``source``, ``target``, and optionally ``references`` (lists of acceptable texts; else the target is the one).
 
     Selection is by ``negative_loss``, minus the mean loss per target token; `judge` computes it without writing any text.
     """

@@ -12,7 +12,7 @@ from thrifty.tasks.task import Batch, Table, logits_of
 
 
 class Seq2SeqGeneration(Generation):
-    """Limits: ``max_length`` (tokens of the source), ``max_new_tokens`` (of the target with its end; half of it), ``metric``."""
+    """Limits: ``max_length`` (tokens of the source), ``max_new_tokens`` (of the target, half as many), ``metric``."""
 
     name = "seq2seq-generation"
     defaults = {"max_length": None, "max_new_tokens": None}
