@@ -76,14 +76,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if size > MOST_JSON:
         raise BrokenArtifact(f"{path} is {size >> 20} MiB; an adapter's description is at most {MOST_JSON >> 20} MiB")
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise BrokenArtifact(f"{path}: a key stands twice in one object")
-        return found
-
     try:
-        data = json.loads(path.read_bytes(), object_pairs_hook=once)
+        data = json.loads(path.read_bytes(), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise BrokenArtifact(f"{path} is not JSON: {error}") from None
     if not isinstance(data, dict):
@@ -92,7 +86,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Names, shapes and dtypes of a safetensors file, read without its data.
+    """Names, shapes and dtypes of a safetensors file, and ``__metadata__`` where there is any, read without its data.
 
     Raises:
         BrokenArtifact: missing, truncated, longer than it says, or with a header that is too large.
@@ -105,14 +99,20 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
         if size < 8 or length > min(MOST_HEADER, size - 8):
             raise BrokenArtifact(f"{path} is truncated or is no safetensors file ({size} bytes)")
         try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            end = max((row["data_offsets"][1] for row in header.values()), default=0)
+            header = json.loads(file.read(length), object_pairs_hook=_once)
+            end = max((row["data_offsets"][1] for name, row in header.items() if name != "__metadata__"), default=0)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             raise BrokenArtifact(f"{path} has a broken header") from None
     if size != 8 + length + end:
         raise BrokenArtifact(f"{path} has {size} bytes, its header speaks of {8 + length + end}: it was truncated or added to")
     return header
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
 
 
 def _sync(path: Path) -> None:

@@ -13,8 +13,8 @@ from ..core.edit import plain
 from ..core.errors import BrokenArtifact, NothingTrains, ThriftyError
 from .files import ABOUT, TENSORS, canonical, sha256, whole_folder
 from .fingerprint import fingerprint
+from .schema import FORMAT, VERSION
 
-FORMAT, VERSION = "thrifty-adapter", 1
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL",
           torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16"}
 
