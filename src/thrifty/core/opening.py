@@ -152,13 +152,14 @@ class OpenAttention(nn.MultiheadAttention):
 
 
 class OpenEncoder(nn.TransformerEncoder):
-    """Same parameters and output; while an edit acts inside, the batch stays padded, so that edits see [batch, length, width]."""
+    """Same parameters and output; while an edit acts inside, the batch stays padded, and edits see [batch, length, width]."""
 
     def forward(self, src: Tensor, mask: Tensor | None = None, src_key_padding_mask: Tensor | None = None,
                 is_causal: bool | None = None) -> Tensor:
         """As nn.TransformerEncoder.forward."""
         padding = src_key_padding_mask
-        if padding is None or not any(getattr(e, "on", False) for m in self.modules() for e in getattr(m, "edits", {}).values()):
+        edits = (e for m in self.modules() for e in getattr(m, "edits", {}).values())
+        if padding is None or not any(getattr(e, "on", False) for e in edits):
             return super().forward(src, mask, padding, is_causal)
         empty = padding if padding.dtype == torch.bool else padding != 0
         nests = self._nests(src, mask, empty)
@@ -171,7 +172,8 @@ class OpenEncoder(nn.TransformerEncoder):
     def _nests(self, src: Tensor, mask: Tensor | None, empty: Tensor) -> bool:
         """Whether the stock module would answer with zeros at padded places, as it does for nested tensors."""
         if (self.training or torch.is_grad_enabled() or torch.is_autocast_enabled() or torch.compiler.is_compiling()
-                or not torch.backends.mha.get_fastpath_enabled() or not self.use_nested_tensor or src.dim() != 3 or mask is not None):
+                or not torch.backends.mha.get_fastpath_enabled() or not self.use_nested_tensor or src.dim() != 3
+                or mask is not None):
             return False
         return not self.mask_check or bool((empty.int().diff(dim=1) >= 0).all())
 
@@ -192,12 +194,12 @@ def close_attention(model: nn.Module) -> None:
     """Undo ``open_attention``."""
     for module in list(model.modules()):
         if type(module) is OpenAttention:
-            module.__class__ = nn.MultiheadAttention
+            module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
             del module.__dict__["wanted"]
             for name in "qkv":
                 delattr(module, name)
         elif type(module) is OpenEncoder:
-            module.__class__ = nn.TransformerEncoder
+            module.__class__ = nn.TransformerEncoder  # type: ignore[assignment]
 
 
 def is_open(module: Any) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+KNOWN = ("timm.", "open_clip.", "torchvision.")  # packages whose fused projections are all laid out [q | k | v]
+
 
 @dataclass(frozen=True)
 class Part:
@@ -59,7 +61,7 @@ def parts(role: str, module: nn.Module, owner: Any, width: int) -> list[Part] | 
         q = owner.config.num_attention_heads * owner.head_dim
         kv = owner.config.num_key_value_heads * owner.head_dim
         edges = [0, q, q + kv, q + 2 * kv]
-    elif width % 3 == 0 and (hasattr(module, "nf") or type(owner).__module__.startswith(("timm.", "open_clip.", "torchvision."))):
+    elif width % 3 == 0 and (hasattr(module, "nf") or type(owner).__module__.startswith(KNOWN)):
         edges = [0, width // 3, 2 * width // 3, width]
     else:
         return None

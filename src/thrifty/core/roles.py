@@ -59,8 +59,8 @@ GENERAL: tuple[tuple[str, str], ...] = (  # first match wins; "" means: no role 
     (r"(^|\.)(query|q_proj|query_proj|q|q_lin|to_q)$", "attn.q"), (r"(^|\.)(key|k_proj|key_proj|k|k_lin|to_k)$", "attn.k"),
     (r"(^|\.)(value|v_proj|value_proj|v|v_lin|to_v)$", "attn.v"),
     (r"(^|\.)(qkv|c_attn|query_key_value|Wqkv|in_proj|qkv_proj)$", "attn.qkv"),
-    (r"(^|\.)(attention\.output\.dense|o_proj|out_proj|attn\.proj|attn\.c_proj|\w*Attention\.o|attn\.o|out_lin|self_attn\.dense|"
-     r"attention\.dense|to_out\.0)$", "attn.o"),
+    (r"(^|\.)(attention\.output\.dense|o_proj|out_proj|attn\.proj|attn\.c_proj|\w*Attention\.o|attn\.o|out_lin|"
+     r"self_attn\.dense|attention\.dense|to_out\.0)$", "attn.o"),
     (r"(^|\.)(intermediate\.dense|fc1|c_fc|up_proj|linear1|lin1|wi|wi_1|dense_h_to_4h|pwconv1)$", "mlp.in"),
     (r"(^|\.)(gate_proj|wi_0)$", "mlp.gate"), (r"(^|\.)gate_up_proj$", "mlp.gate_in"),
     (r"(^|\.)(output\.dense|fc2|mlp\.c_proj|down_proj|linear2|lin2|wo|dense_4h_to_h|pwconv2)$", "mlp.out"),
@@ -72,7 +72,8 @@ GENERAL: tuple[tuple[str, str], ...] = (  # first match wins; "" means: no role 
 ROOT: tuple[tuple[str, str], ...] = (  # outside every block
     (r"(^|\.)(token_embedding|word_embeddings|embed_tokens|wte|shared|embed_in)$", "embed"),
     (r"(^|\.)(position_embeddings?|embed_positions|wpe|positional_embedding)$", "position"),
-    (r"(^|\.)(patch_embed\.proj|patch_embeddings\.projection|patch_embedding|visual\.conv1|conv_stem|patch_embeddings)$", "patch"),
+    (r"(^|\.)(patch_embed\.proj|patch_embeddings\.projection|patch_embedding|visual\.conv1|conv_stem|patch_embeddings)$",
+     "patch"),
 )
 
 
@@ -108,7 +109,8 @@ def role(path: str, module: nn.Module, block: nn.Module | None, below: str, own:
     if HEADS.search(path):
         return "head" if next(module.parameters(recurse=False), None) is not None else None
     held = getattr(module, "weight", None) is not None
-    return next((name for pattern, name in ROOT if held and re.search(pattern, path)), None) or _general(path) or _by_type(module)
+    at_root = next((name for pattern, name in ROOT if held and re.search(pattern, path)), None)
+    return at_root or _general(path) or _by_type(module)
 
 
 def expert_tensors(module: nn.Module) -> list[str]:
@@ -133,7 +135,8 @@ def _settle(name: str, module: nn.Module, block: Any, below: str) -> str | None:
         return "norm" if block.norm_first else f"norm.{order[int(below[-1]) - 1]}"
     if name == "after.torch":
         return "after.cross" if hasattr(block, "multihead_attn") and below == "dropout2" else "after.mlp"
-    if name in ("attn", "cross", "mlp") and next(module.children(), None) is None and not isinstance(module, nn.MultiheadAttention):
+    closed = next(module.children(), None) is None and not isinstance(module, nn.MultiheadAttention)
+    if name in ("attn", "cross", "mlp") and closed:
         return _by_type(module)
     return name or None
 
