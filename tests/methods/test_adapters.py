@@ -137,7 +137,8 @@ def test_a_houlsby_layer_by_hand() -> None:
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5", "bart", "vit"])
 @pytest.mark.parametrize("method", [
-    thrifty.Houlsby(rank=4), thrifty.Pfeiffer(rank=4), thrifty.Pfeiffer(rank=4, reads="sublayer"), thrifty.ParallelAdapter(rank=4)
+    thrifty.Houlsby(rank=4), thrifty.Pfeiffer(rank=4), thrifty.Pfeiffer(rank=4, reads="sublayer"),
+    thrifty.ParallelAdapter(rank=4)
 ], ids=["houlsby", "pfeiffer", "sublayer", "parallel"])
 def test_identity_with_a_zero_second_projection_on_every_family(kind: str, method: Any) -> None:
     model = tiny(kind)

@@ -29,7 +29,7 @@ from .site import Site
 
 PORTS = ("call", "input", "attention", "output")
 _REGISTRY: dict[str, type[Edit]] = {}
-E = TypeVar("E", bound="type[Edit]")
+E = TypeVar("E", bound="type[Any]")  # an Edit or a Shared
 
 
 def register(name: str) -> Callable[[E], E]:

@@ -14,10 +14,13 @@ from .lora import LoRA
 from .norm import LayerNormTuning
 from .parallel_adapter import ParallelAdapter
 from .pfeiffer import Pfeiffer
+from .prefix import PrefixTuning
 from .probe import LinearProbe
+from .prompt import PromptTuning
+from .vpt import VPT
 
 __all__ = ["BitFit", "DoRA", "FullFineTuning", "Houlsby", "IA3", "LayerNormTuning", "LinearProbe", "LoRA",
-           "ParallelAdapter", "Pfeiffer"]
+           "ParallelAdapter", "Pfeiffer", "PrefixTuning", "PromptTuning", "VPT"]
 
 CATALOGUE: dict[str, type[Method]] = {m.name: m for m in (globals()[name] for name in __all__)}
 

@@ -1,0 +1,209 @@
+"""Prefix tuning: reference arrays, published counts, and what its equations promise."""
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from backbones import IDS, MASK, count, frozen_stay, golden, published, run, shake, tiny
+from torch import Tensor, nn
+
+import thrifty
+from thrifty.core.errors import NoSuchSetting, Unfit
+from thrifty.methods import make
+from thrifty.methods.prefix import Prefix, flatten
+
+
+class Attention(nn.Module):
+    """Self-attention of the reference arrays: heads concatenated, no output projection."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+
+
+def test_reference_arrays() -> None:
+    g = golden("nlp_prefix_attention")
+    model = nn.Sequential()
+    model.attn = Attention(12, g["hp/heads"]).double()
+    model.forward = lambda *a: model.attn(*a)
+    for name in ("query", "key", "value"):
+        getattr(model.attn, name).load_state_dict({k: g[f"w/{name}_{k}"] for k in ("weight", "bias")})
+    batch = (g["in/hidden"], g["in/additive_mask"])
+    torch.testing.assert_close(model(*batch), g["out/context_without_prefix"], atol=1e-10, rtol=0)
+    at = thrifty.attach(model, thrifty.PrefixTuning(length=g["hp/prefix_length"], mlp=False, where="attn"), example=batch)
+    (edit,) = at.edits.values()
+    with torch.no_grad():
+        edit.k.copy_(g["in/prefix_key"][0]), edit.v.copy_(g["in/prefix_value"][0])
+    y = model(*batch)
+    torch.testing.assert_close(y, g["out/context"], atol=1e-10, rtol=0)
+    (y * g["in/probe"]).sum().backward()
+    torch.testing.assert_close(edit.k.grad, g["grad/prefix_key_per_row"].sum(0), atol=1e-10, rtol=0)
+    torch.testing.assert_close(edit.v.grad, g["grad/prefix_value_per_row"].sum(0), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(("backbone", "length", "hidden", "training", "deployed"), [
+    ("bert-base", 10, 512, 9_857_024, 184_320), ("bert-base", 10, 800, 15_386_912, 184_320),
+    ("bert-base", 100, 512, None, 1_843_200), ("gpt2-medium", 5, 512, 25_744_896, 245_760),
+    ("llama-7b", 30, 512, None, 7_864_320)])
+def test_counts(backbone: str, length: int, hidden: int, training: int | None, deployed: int) -> None:
+    example = {"input_ids": torch.ones(1, 4, dtype=torch.long, device="meta")}
+    if training is not None:
+        at = thrifty.attach(published(backbone), thrifty.PrefixTuning(length=length, hidden=hidden), example=example)
+        assert count(at) == training
+        flatten(at)
+        assert count(at) == deployed
+    at = thrifty.attach(published(backbone), thrifty.PrefixTuning(length=length, mlp=False), example=example)
+    assert count(at) == deployed
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5", "bart", "vit"])
+@pytest.mark.parametrize("mlp", [True, False])
+def test_acts_trains_and_leaves_on_every_family(kind: str, mlp: bool) -> None:
+    model = tiny(kind)
+    at = thrifty.attach(model, thrifty.PrefixTuning(length=3, mlp=mlp, hidden=8))
+    with at.disabled():
+        base = run(model)
+    assert not torch.allclose(run(model), base, atol=1e-4)
+    attentions = {"t5": 6, "bart": 6}.get(kind, 2)
+    assert len(at.edits) == attentions
+    assert all("edits" in n.split(".") for n in frozen_stay(model, at))
+    run(model).square().sum().backward()
+    assert all(p.grad is not None for p in at.parameters())
+    at.detach()
+    torch.testing.assert_close(run(model), base, atol=1e-6, rtol=1e-6)
+
+
+def test_encoder_decoders_have_three_independent_networks() -> None:
+    at = thrifty.attach(tiny("bart"), thrifty.PrefixTuning(length=3, hidden=8))
+    network = at.context.shared
+    assert len(network.tables) == 3 and len({id(p) for p in network.parameters()}) == 15
+    kinds = {(row.stack, row.role): row.numbers["kind"] for row in at.plan}
+    assert sorted(kinds.values()) == [0, 1, 2]
+    assert len(thrifty.attach(tiny("bert"), thrifty.PrefixTuning(length=3, hidden=8)).context.shared.tables) == 1
+
+
+def test_the_network_by_hand() -> None:
+    at = thrifty.attach(tiny("bert"), thrifty.PrefixTuning(length=3, hidden=8))
+    network = at.context.shared
+    Z = torch.tanh(network.tables[0].weight @ network.first[0].weight.T + network.first[0].bias)
+    Z = (Z @ network.second[0].weight.T + network.second[0].bias).view(3, 4, 2, 8)  # [P, 2 L, heads, dim]
+    for layer, edit in enumerate(at.edits.values()):
+        k, v = edit.pair()
+        torch.testing.assert_close(k, Z[:, 2 * layer].transpose(0, 1))
+        torch.testing.assert_close(v, Z[:, 2 * layer + 1].transpose(0, 1))
+
+
+def test_flattening_changes_nothing_but_the_size(tmp_path: Any) -> None:
+    model = tiny("t5")
+    method = thrifty.PrefixTuning(length=3, hidden=8)
+    at = thrifty.attach(model, method)
+    shake(at, 0.1)
+    y = run(model)
+    method.finish(at)
+    assert torch.equal(run(model), y)
+    assert at.context.shared is None and not any("shared" in n and "edits" in n for n in model.state_dict())
+    assert count(at) == 6 * 2 * 3 * 16
+    at.save(tmp_path / "flat")
+    fresh = tiny("t5")
+    loaded = thrifty.load(fresh, tmp_path / "flat")
+    assert torch.equal(run(fresh), y) and count(loaded) == count(at)
+    for _ in range(4):  # it still trains
+        run(model).square().mean().backward()
+    assert all(p.grad is not None for p in at.parameters())
+    at.detach()
+    assert not any("edits" in n for n in model.state_dict())
+
+
+def test_saved_with_its_network(tmp_path: Any) -> None:
+    model = tiny("bert")
+    at = thrifty.attach(model, thrifty.PrefixTuning(length=3, hidden=8))
+    shake(at, 0.1)
+    at.save(tmp_path / "whole")
+    fresh = tiny("bert")
+    thrifty.load(fresh, tmp_path / "whole")
+    assert torch.equal(run(fresh), run(model))
+
+
+def one_attention(length: int) -> tuple[nn.Module, thrifty.Attachment, Prefix, Tensor, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.attn = Attention(12, 3).double()
+    model.forward = lambda *a: model.attn(*a)
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], dtype=torch.bool)[:, None, None]
+    at = thrifty.attach(model, thrifty.PrefixTuning(length=max(length, 1), mlp=False, where="attn"), example=x)
+    (edit,) = at.edits.values()
+    if not length:
+        edit.keep(edit.k[:, :0].detach(), edit.v[:, :0].detach())
+    return model, at, edit, x, mask
+
+
+def test_a_prefix_is_gated_attention() -> None:
+    """He et al., equation U1: (1 - g) Attn(Q, K, V) + g Attn(Q, P_k, P_v), for any mask."""
+    model, at, edit, x, mask = one_attention(4)
+    y = model(x, mask)
+    at.disable()
+    q, k, v = (getattr(model.attn, n)(x).unflatten(-1, (3, 4)).transpose(1, 2) for n in ("query", "key", "value"))
+    ours, theirs = q @ edit.k.transpose(-1, -2) / 2, (q @ k.transpose(-1, -2) / 2).masked_fill(~mask, -torch.inf)
+    total = ours.exp().sum(-1, keepdim=True)
+    gate = total / (total + theirs.exp().sum(-1, keepdim=True))
+    expected = (1 - gate) * (theirs.softmax(-1) @ v) + gate * (ours.softmax(-1) @ edit.v)
+    torch.testing.assert_close(y, expected.transpose(1, 2).flatten(2), atol=1e-12, rtol=1e-9)
+
+
+def test_order_padding_and_the_empty_prefix() -> None:
+    model, at, edit, x, mask = one_attention(4)
+    y = model(x, mask)
+    with torch.no_grad():
+        order = torch.tensor([2, 0, 3, 1])
+        edit.k.copy_(edit.k[:, order]), edit.v.copy_(edit.v[:, order])
+    torch.testing.assert_close(model(x, mask), y, atol=1e-12, rtol=1e-9)
+    longer = model(F.pad(x, (0, 0, 0, 2)), F.pad(mask, (0, 2)))[:, :5]
+    torch.testing.assert_close(longer, y, atol=1e-12, rtol=1e-9)
+    torch.nn.init.zeros_(edit.k), torch.nn.init.zeros_(edit.v)
+    at_zero = model(x, mask)
+    at.disable()
+    assert not torch.allclose(at_zero, model(x, mask))  # zeros take softmax mass
+    model, at, edit, x, mask = one_attention(0)
+    empty = model(x, mask)
+    at.disable()
+    torch.testing.assert_close(empty, model(x, mask), atol=1e-12, rtol=1e-9)
+
+
+def test_grouped_queries_repeat_the_prefix() -> None:
+    model = tiny("llama")  # 2 heads, 1 key-value head
+    at = thrifty.attach(model, thrifty.PrefixTuning(length=3, mlp=False))
+    assert all(e.k.shape == (1, 3, 8) for e in at.edits.values())
+    assert run(model).isfinite().all()
+    ungrouped = thrifty.attach(tiny("llama", num_key_value_heads=2), thrifty.PrefixTuning(length=3, mlp=False))
+    assert all(e.k.shape == (2, 3, 8) for e in ungrouped.edits.values())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5", "bart"])
+def test_generation_with_a_cache_is_generation_without(kind: str) -> None:
+    model = tiny(kind)
+    at = thrifty.attach(model, thrifty.PrefixTuning(length=3, mlp=False))
+    settings: Any = {"input_ids": IDS[:1], "attention_mask": MASK[:1], "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    with_cache, without = (model.generate(**settings, use_cache=c, num_beams=2) for c in (True, False))
+    assert torch.equal(with_cache, without)
+    settings |= {"output_logits": True, "return_dict_in_generate": True}
+    logits = [model.generate(**settings, use_cache=c).logits for c in (True, False)]
+    for a, b in zip(*logits, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    at.detach()
+
+
+def test_presets_and_refusals() -> None:
+    assert make("p-tuning-v2", length=5) == thrifty.PrefixTuning(length=5, mlp=False, dropout=0.1)
+    for setting, value in (("length", 0), ("hidden", 0), ("dropout", 1.0)):
+        with pytest.raises(NoSuchSetting, match=setting):
+            thrifty.attach(tiny("bert"), thrifty.PrefixTuning(**{setting: value}))
+    with pytest.raises(Unfit, match="sdpa"):
+        thrifty.attach(tiny("bert", attn_implementation="eager"), thrifty.PrefixTuning())
