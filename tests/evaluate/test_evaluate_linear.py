@@ -25,7 +25,8 @@ def test_logistic_regression_is_that_of_sklearn() -> None:
 
 def test_the_penalty_is_chosen_on_validation() -> None:
     penalties = [10.0, 0.1, 0.001]
-    alone = {p: linear_head(X[TRAIN], Y[TRAIN], X[HELD], Y[HELD], X[TEST], classes=3, penalties=[p]).validation for p in penalties}
+    alone = {p: linear_head(X[TRAIN], Y[TRAIN], X[HELD], Y[HELD], X[TEST], classes=3, penalties=[p]).validation
+             for p in penalties}
     chosen = linear_head(X[TRAIN], Y[TRAIN], X[HELD], Y[HELD], X[TEST], classes=3, penalties=penalties)
     assert alone[chosen.penalty] == max(alone.values())
 

@@ -11,9 +11,10 @@ from thrifty.evaluate.texts import bleu_statistic, chrf_statistic, exact_match, 
 
 sacrebleu = pytest.importorskip("sacrebleu")
 
-WRITTEN = ["the cat sat on the mat .", "he likes to read books in the evening", "completely different words here now", "yes", "",
-           "An aging, well-known restaurant near the river; it's cheap."]
-REFERENCES = [["the cat is on the mat .", "a cat sat on the mat ."], ["he likes reading books in the evening", "he reads at night"],
+WRITTEN = ["the cat sat on the mat .", "he likes to read books in the evening", "completely different words here now",
+           "yes", "", "An aging, well-known restaurant near the river; it's cheap."]
+REFERENCES = [["the cat is on the mat .", "a cat sat on the mat ."],
+              ["he likes reading books in the evening", "he reads at night"],
               ["nothing in common at all with that", "no"], ["yes", "indeed"], ["something", "anything else"],
               ["A cheap, well-known restaurant near the river.", "It's an aging restaurant; cheap, and near the river."]]
 RANDOM = np.random.default_rng(0)

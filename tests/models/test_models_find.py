@@ -84,8 +84,9 @@ def test_a_hub_model_without_safetensors_is_refused(monkeypatch: pytest.MonkeyPa
 def test_only_data_is_fetched_never_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from thrifty.models import hub
 
-    names = ["config.json", "model.safetensors", "modeling_x.py", "pytorch_model.bin", "consolidated.safetensors", "tokenizer.json",
-             "1_Pooling/config.json", "original/model.safetensors", "vocab.txt", "spiece.model", "chat_template.jinja", "x.pkl"]
+    names = ["config.json", "model.safetensors", "modeling_x.py", "pytorch_model.bin", "consolidated.safetensors",
+             "tokenizer.json", "1_Pooling/config.json", "original/model.safetensors", "vocab.txt", "spiece.model",
+             "chat_template.jinja", "x.pkl"]
     assert [name for name in names if hub._wanted(name)] == [
         "config.json", "model.safetensors", "tokenizer.json", "1_Pooling/config.json", "vocab.txt", "spiece.model",
         "chat_template.jinja"]

@@ -65,8 +65,10 @@ def test_a_head_of_another_size_is_replaced_one_of_this_size_kept(tmp_path: Path
 
 
 @pytest.mark.parametrize(("build", "task", "new"), [
-    (tiny.roberta, "text-classification", [f"classifier.{part}.{kind}" for part in ("dense", "out_proj") for kind in ("weight", "bias")]),
-    (tiny.distilbert, "text-classification", [f"{part}.{kind}" for part in ("pre_classifier", "classifier") for kind in ("weight", "bias")]),
+    (tiny.roberta, "text-classification",
+     ["classifier.dense.weight", "classifier.dense.bias", "classifier.out_proj.weight", "classifier.out_proj.bias"]),
+    (tiny.distilbert, "text-classification",
+     ["pre_classifier.weight", "pre_classifier.bias", "classifier.weight", "classifier.bias"]),
     (tiny.llama, "text-classification", ["score.weight"]),
     (tiny.bert, "token-classification", ["classifier.weight", "classifier.bias"]),
     (tiny.vit, "image-classification", ["classifier.weight", "classifier.bias"]),

@@ -63,7 +63,8 @@ def test_choices_are_scored_one_by_one(folder: Path) -> None:
     batch = backbone.preprocess(["a", "bcd", "ef g", "h"], padding=True, return_tensors="pt")
     with torch.no_grad():
         flat = backbone.model(**batch).logits
-        assert torch.equal(backbone.model(**{key: value.view(2, 2, -1) for key, value in batch.items()}).logits, flat.view(2, 2))
+        stacked = {key: value.view(2, 2, -1) for key, value in batch.items()}
+        assert torch.equal(backbone.model(**stacked).logits, flat.view(2, 2))
 
 
 def test_labels_give_the_usual_loss(folder: Path) -> None:

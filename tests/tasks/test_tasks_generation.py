@@ -85,6 +85,8 @@ def test_prompts_lose_their_beginning_and_targets_their_end(causal: Backbone) ->
     assert read(examples[0]["input_ids"]) == [*"cdefghij", "k", "</s>"]
     assert read(examples[1]["input_ids"]) == ["a", *"lmno"], "a cut target has no end, or the model would learn to stop there"
     assert task.truncated == 2
+    full = task.encode({"source": ["a"], "target": ["l m n o"]})[0]
+    assert read(full["input_ids"]) == ["a", *"lmno"] and task.truncated == 2, "only the end token found no room"
     assert task.encode_prompt("a b c d e f g h i j")[0] == examples[0]["input_ids"][:8], "cut alike when predicting"
 
 
@@ -111,7 +113,8 @@ def test_generation_has_no_head(causal: Backbone, seq2seq: Backbone) -> None:
 
 
 @pytest.mark.parametrize(("limits", "words"), [
-    ({"max_length": 8, "max_new_tokens": 8}, "no room"), ({"max_new_tokens": 65}, "64 positions"), ({"separator": 3}, "separator"),
+    ({"max_length": 8, "max_new_tokens": 8}, "no room"), ({"max_new_tokens": 65}, "64 positions"),
+    ({"separator": 3}, "separator"),
 ])
 def test_limits_that_make_no_sense(causal: Backbone, limits: dict[str, Any], words: str) -> None:
     with pytest.raises(NoSuchSetting, match=words):
@@ -154,7 +157,8 @@ def test_seq2seq_writes_as_it_does_alone(seq2seq: Backbone) -> None:
         written = [0]
         while len(written) < 6 and written[-1] != END:
             with torch.no_grad():
-                logits = seq2seq.model(input_ids=torch.tensor([example["input_ids"]]), decoder_input_ids=torch.tensor([written])).logits
+                logits = seq2seq.model(input_ids=torch.tensor([example["input_ids"]]),
+                                       decoder_input_ids=torch.tensor([written])).logits
             written.append(int(logits[0, -1].argmax()))
         assert row["prediction"] == seq2seq.preprocess.decode(written, skip_special_tokens=True).strip()
     bare = task.predict(seq2seq.model, task.collate(task.encode({"source": TABLE["source"]})))

@@ -174,7 +174,8 @@ def test_the_whole_head_trains(tmp_path: Path, build: Any, head: list[str]) -> N
 
 
 def test_a_head_from_the_checkpoint_trains_as_well(tmp_path: Path) -> None:
-    backbone = models.load(str(tiny.bert(tmp_path, "BertForSequenceClassification", num_labels=3)), "text-classification", LABELS)
+    folder = tiny.bert(tmp_path, "BertForSequenceClassification", num_labels=3)
+    backbone = models.load(str(folder), "text-classification", LABELS)
     assert tasks.get("text-classification", backbone, LABELS).head_parameters == ["classifier.weight", "classifier.bias"]
 
 
@@ -223,9 +224,10 @@ def test_minilm_separates_what_it_knows() -> None:
     """Frozen features of the real encoder with a linear head: an end to end check of encoding, pooling and the baseline."""
     from thrifty.evaluate import linear_head
 
-    food = ["the soup was cold", "a tasty burger", "fresh bread and cheese", "the pasta was salty", "sweet ripe mangoes", "a spicy curry"]
-    travel = ["the train was late", "a flight to oslo", "our hotel near the beach", "the bus left early", "a ferry to the island",
-              "the airport queue"]
+    food = ["the soup was cold", "a tasty burger", "fresh bread and cheese", "the pasta was salty", "sweet ripe mangoes",
+            "a spicy curry"]
+    travel = ["the train was late", "a flight to oslo", "our hotel near the beach", "the bus left early",
+              "a ferry to the island", "the airport queue"]
     backbone = models.load("minilm", "text-classification", ["food", "travel"])
     task = tasks.get("text-classification", backbone, ["food", "travel"])
     found = task.features(backbone.model, task.collate(task.encode({"text": food + travel}))).numpy()

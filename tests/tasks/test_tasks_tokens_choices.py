@@ -111,7 +111,8 @@ def test_rows_with_fewer_choices_are_not_distorted(chooser: Backbone) -> None:
     alone = task.predict(chooser.model, task.collate(examples[1:]))
     np.testing.assert_allclose(together[1]["scores"], alone[0]["scores"], atol=1e-6)
     loss, items = task.loss(chooser.model, batch)
-    assert items == 2 and loss.item() == pytest.approx(-np.log(together[0]["scores"][1] * together[1]["scores"][0]) / 2, rel=1e-5)
+    likelihood = together[0]["scores"][1] * together[1]["scores"][0]
+    assert items == 2 and loss.item() == pytest.approx(-np.log(likelihood) / 2, rel=1e-5)
     loss.backward()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in chooser.model.parameters())
 
@@ -139,8 +140,10 @@ def test_choice_metrics(chooser: Backbone) -> None:
     assert [row["prediction"] for row in shares] == [2, 0] and sum(shares[1]["scores"]) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize(("change", "words"), [({"label": [3, 0]}, "row 0: label 3"), ({"choices": [["a"], ["b", "c"]]}, "row 0"),
-                                               ({"choices": ["ab", ["b", "c"]]}, "row 0")])
+@pytest.mark.parametrize(("change", "words"), [
+    ({"label": [3, 0]}, "row 0: label 3"), ({"choices": [["a"], ["b", "c"]]}, "row 0"),
+    ({"choices": ["ab", ["b", "c"]]}, "row 0"),
+])
 def test_choices_that_do_not_fit(chooser: Backbone, change: dict[str, Any], words: str) -> None:
     with pytest.raises(BadData, match=words):
         tasks.get("multiple-choice", chooser).encode({**CHOICES, **change})

@@ -32,7 +32,7 @@ def find_entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
     start, before, before_kind = 0, "O", ""
     for place, tag in enumerate([*tags, "O"]):
         letter, _, kind = tag.partition("-")
-        begins = letter in ("B", "S") or before in ("O", "E", "S") or kind != before_kind
+        begins = letter in ("B", "S") or before in ("E", "S") or kind != before_kind
         if before != "O" and (letter == "O" or begins):
             found.add((before_kind, start, place - 1))
         if letter != "O" and begins:
