@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ def load_state(at: Building, state: Mapping[str, Tensor]) -> None:
             whole[at.masks[base]] = state[name].to(whole)
             at._tensor(base).copy_(whole)
         elif not name.startswith("mask:"):
-            target.copy_(state[name])
+            target.copy_(_spread(target, state[name]))
 
 
 def _targets(at: Building) -> dict[str, Tensor]:
@@ -69,6 +69,15 @@ def _targets(at: Building) -> dict[str, Tensor]:
         else:
             found[f"base:{name}"] = at._tensor(name)
     return found
+
+
+def _spread(target: Any, value: Tensor) -> Tensor:
+    """``value``, sharded as ``target`` is."""
+    if not hasattr(target, "full_tensor"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
 
 
 def _whole(t: Tensor) -> Tensor:
