@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,9 @@ from torch import Tensor, nn
 
 from thrifty import artifact, tasks
 from thrifty.artifact.fingerprint import base_tensors
-from thrifty.artifact.save import describe
 from thrifty.core import Attachment, Method, attach
 from thrifty.core.digest import digests
-from thrifty.core.errors import NoSuchSetting, ThriftyError
+from thrifty.core.errors import NoSuchSetting, ThriftyError, Unfit
 from thrifty.core.ledger import refuse_moved, snapshot
 from thrifty.data import Dataset
 from thrifty.models import Backbone, load, wrap
@@ -76,7 +76,8 @@ class Job:
         checkpoint = Checkpoint(place / "checkpoint", self.identify(), self.processes)
         before = snapshot(model)
         assert self.material is not None
-        training = Training(at, self.processes.wrap(model), self.task, self.material, self.settings, seed,
+        idle = bool(at.wildcard) or type(self.method).step is not Method.step
+        training = Training(at, self.processes.wrap(model, idle), self.task, self.material, self.settings, seed,
                             self.processes, self.precision)
         name = f"seed {seed}" if self.settings.seeds > 1 else "training"
         progress, wish = Progress(training.total, 0, name, self.shown and self.processes.main), Wish()
@@ -105,8 +106,12 @@ class Job:
             self.material = Material(self.task.encode(train), self.task.encode(validation), validation)
         if self.settings.checkpointing:
             recompute(model)
-        return attach(model, self.method, also_train="|".join(self.task.head_parameters) or None, seed=seed,
-                      example=self.example(), batches=self.batches())
+        at = attach(model, self.method, also_train="|".join(self.task.head_parameters) or None, seed=seed,
+                    example=self.example(), batches=self.batches())
+        if at.masks and self.processes.sharded:
+            raise Unfit(f"{self.method.name} trains parts of weights in place, which cannot be done while they are spread over "
+                        "processes: train it with DDP (without --use_fsdp)")
+        return at
 
     def load(self, seed: int) -> Backbone:
         """The backbone; new tensors of a named one are drawn under ``seed``."""
@@ -145,7 +150,8 @@ class Job:
         if self.processes.main:
             artifact.save(self.at, folder, **about)
         elif self.processes.sharded:
-            describe(self.at, self.at.state(), about)
+            with tempfile.TemporaryDirectory() as spare:
+                artifact.save(self.at, Path(spare) / "adapter", **about)
         self.processes.wait()
         return folder
 

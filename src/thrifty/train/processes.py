@@ -34,14 +34,16 @@ class Processes:
         """In a word: single, ddp or fsdp2."""
         return "single" if self.world == 1 else "fsdp2" if self.sharded else "ddp"
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """``model`` as it must be called in training. Call after attaching: edits are sharded with their sites."""
+    def wrap(self, model: nn.Module, idle: bool) -> nn.Module:
+        """``model`` as it must be called in training. Call after attaching: edits are sharded with their sites.
+
+        ``idle`` says that some of what trains may get no gradient in a step, which costs DDP a look at every graph.
+        """
         if self.world == 1:
             return model
         if not self.sharded:
-            # A wildcard of weights, or an edit that is off for a step, leaves parameters without a gradient.
             places = [self.device] if self.device.type == "cuda" else None
-            return Parallel(model, device_ids=places, find_unused_parameters=True)
+            return Parallel(model, device_ids=places, find_unused_parameters=idle)
         from torch.distributed.fsdp import fully_shard
 
         for path in blocks(model):
@@ -136,7 +138,11 @@ def here(device: str = "auto") -> Processes:
     if (mixed := os.environ.get("ACCELERATE_MIXED_PRECISION", "no")) not in ("no", "bf16"):
         raise NoSuchSetting(f"accelerate was launched with mixed precision {mixed!r}; thrifty computes in float32 or bfloat16 "
                             "(its own setting precision=)")
-    state = PartialState()
+    if sharded:  # transformers would leave the weights of all but the first process empty, for accelerate to fill
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    state = PartialState(cpu=not torch.cuda.is_available())
+    if state.num_processes != world:
+        raise NoSuchSetting(f"{world} processes were started, but accelerate sees {state.num_processes}: all would do the same")
     return Processes(state.device, state.process_index, state.num_processes, sharded)
 
 

@@ -11,7 +11,7 @@ BY_NAME = {
     "full": 5e-5,       # every weight moves
     "bitfit": 1e-3,     # biases only
     "layernorm": 1e-3,
-    "linear": 1e-3,     # the head alone
+    "linear-probe": 1e-3,
     "ia3": 5e-3,        # one scale per channel
     "prompt": 3e-1,     # word vectors far from the data
     "prefix": 1e-2,

@@ -61,7 +61,8 @@ class Run:
                                      f"method {p['tuner']:,}, head {p['head']:,}"),
             ("adapter on disk", numbers.size(m["adapter_bytes"])),
             ("peak memory", "unknown" if memory["peak_bytes"] is None else f"{numbers.size(memory['peak_bytes'])}, {where}"),
-            ("time", f"{numbers.seconds(spent['train_seconds'])} training, {numbers.seconds(spent['evaluate_seconds'])} evaluating"),
+            ("time", f"{numbers.seconds(spent['train_seconds'])} training, "
+                     f"{numbers.seconds(spent['evaluate_seconds'])} evaluating"),
             ("report", str(self.report)),
         ]
 

@@ -120,7 +120,7 @@ class Training:
                 value = float(mean.detach())
                 if not math.isfinite(value):
                     raise ThriftyError(f"the loss is {value} at step {self.log.step + 1}, on rows {_listed(chosen)} of the train "
-                                       "split (counted from 0): lower the rate, look at these rows, or compute in float32")
+                                       "split (counted from 0): lower the rate, look at them, or compute in float32")
                 (mean * count).backward()
             summed, items = summed + value * count, items + count
         summed, total = self.processes.total(summed, items)
@@ -130,14 +130,17 @@ class Training:
         return summed / max(1.0, total)
 
     def _watch(self) -> None:
-        """After two steps, all that trains must have had a gradient. Sharded tensors fire no hooks, so look at ``grad``."""
-        watch = self.at.watch
-        if watch is None or self.taken > 1:
+        """After two steps, all that trains must have had a gradient; after one, where DDP would not wait for more.
+
+        Sharded tensors fire no hooks, so look at ``grad``.
+        """
+        watch, last = self.at.watch, 0 if getattr(self.model, "find_unused_parameters", True) is False else 1
+        if watch is None or self.taken > last:
             return
         for name, p in self.at.named_parameters():
             if p.grad is not None:
                 watch.seen.setdefault(name, 1)
-        if self.taken == 1:
+        if self.taken == last:
             watch.judge()
 
     def _trained(self) -> list[Tensor]:

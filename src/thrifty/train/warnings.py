@@ -10,7 +10,7 @@ def warnings(job: Job, trained: Sequence[Trained]) -> list[str]:
     """Everything about the data, the training and the machine that may make the numbers other than they seem."""
     record, said = job.dataset.record, []
     if pairs := record.get("leaks", {}).get("pairs"):
-        said.append(f"Rows of equal content lie in different splits ({pairs} pairs) and were allowed: the score may be too good.")
+        said.append(f"Rows of equal content lie in different splits ({pairs} pairs), as allowed: the score may be too good.")
     if skipped := record.get("skipped"):
         said.append(f"{len(skipped)} rows could not be used and were left out; data.json says which and why.")
     if job.task.truncated:

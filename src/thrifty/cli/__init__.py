@@ -1,0 +1,4 @@
+"""The command line: thin. Each command maps onto one public function."""
+from thrifty.cli.main import main
+
+__all__ = ["main"]

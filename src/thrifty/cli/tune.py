@@ -1,0 +1,113 @@
+"""`thrifty tune`: the main job."""
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from thrifty.cli.parsing import Parser, field_kinds, pairs, read_file, settle, typed
+from thrifty.core.errors import NoSuchSetting, nearest
+from thrifty.train import Settings, tune
+
+EXAMPLES = (
+    "thrifty tune --model minilm --data cityline --method lora --out runs/first",
+    "thrifty tune --model minilm --data reviews.csv --columns text=review,label=stars --seeds 3",
+    "thrifty tune --model ./bert --data photos/ --method lora --set rank=16 --set where='attn.?|mlp.*' --rate 1e-3",
+    "thrifty tune --config study.yaml --out runs/study",
+    "thrifty tune --config runs/first/config.json --out runs/again      # the same run once more",
+    "thrifty tune --model minilm --data cityline --out runs/first --resume",
+    "accelerate launch --num_processes 2 -m thrifty tune --model minilm --data cityline --out runs/two",
+)
+ABOUT = ("Adapt a model to labelled data with one method. Reads the test split once, at the end, and writes a folder with the "
+         "adapter, metrics.json, predictions and a report.")
+PLACES = ("model", "data", "method", "out")
+
+
+def parser() -> Parser:
+    """Its options; those of training are the fields of `thrifty.train.Settings`."""
+    made = Parser("tune", ABOUT, EXAMPLES)
+    made.add_argument("--model", help="minilm (built in), a local folder, a hub id, or timm:NAME")
+    made.add_argument("--data", help="a file or folder of tables, a folder of images by class, cityline (built in), a hub id")
+    made.add_argument("--method", help="see `thrifty methods` (default: lora)")
+    made.add_argument("--out", help="folder of the run (default: a new one under runs/)")
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, such as the method's rank=16")
+    made.add_argument("--config", metavar="FILE", help="settings from a .yaml, .toml or .json file; options here override it")
+    made.add_argument("--resume", action="store_true", help="go on with the run in --out from its last checkpoint")
+    made.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    made.add_argument("--quiet", action="store_true", help="show no progress")
+    training = made.add_argument_group("training")
+    for field in fields(Settings):
+        option, about = "--" + field.name.replace("_", "-"), field.metadata["about"]
+        if field.type == "bool":
+            training.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=about)
+        else:
+            shown = "" if field.default is None else f" (default: {field.default})"
+            training.add_argument(option, metavar=_metavar(str(field.type)), help=(about + shown).replace("%", "%%"))
+    return made
+
+
+def run(args: argparse.Namespace, words: list[str]) -> None:
+    """Train, and print what came out.
+
+    Raises:
+        NoSuchSetting: a setting or value that does not exist.
+    """
+    places, method, settings = gather(args)
+    repeat = shlex.join(["thrifty", *(word for word in words if word not in ("--resume", "--overwrite", "--quiet"))])
+    done = tune(places["model"], places["data"], method, places.get("out"), settings=settings, resume=args.resume,
+                overwrite=args.overwrite, progress=not args.quiet, command=repeat)
+    if done.metrics:  # only the main one of several processes has them
+        print(done)
+
+
+def gather(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What the command line and the settings file say together: places, the method with its settings, and settings of training.
+
+    Raises:
+        NoSuchSetting: an unknown or missing name.
+    """
+    kinds = field_kinds(Settings)
+    held = read_file(args.config) if args.config else {}
+    for name in held:
+        if name not in kinds and name not in PLACES:
+            raise NoSuchSetting(f"{args.config}: unknown setting {name!r}." + nearest(name, [*PLACES, *kinds], 40))
+    places = {name: getattr(args, name) or held.get(name) for name in ("model", "data", "out")}
+    for name in ("model", "data"):
+        if not places[name]:
+            raise NoSuchSetting(f"thrifty tune needs --{name}" + (" (minilm is built in)" if name == "model" else
+                                                                  " (cityline is built in)"))
+    settings = settle({name: value for name, value in held.items() if name in kinds}, kinds)
+    said = {name: getattr(args, name) for name in kinds if getattr(args, name) is not None}
+    settings |= settle(said, kinds)
+    method, extra = choose(args.method, held.get("method"), pairs(args.set, "--set"))
+    return places, method, settings | extra
+
+
+def choose(named: str | None, held: Any, sets: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The method with its settings, and what ``--set`` said of training instead.
+
+    Raises:
+        NoSuchSetting: an unknown method; a key that neither the method nor training has.
+    """
+    from thrifty.methods import find
+
+    held = {"name": held} if isinstance(held, str) else dict(held or {})
+    name = named or held.get("name") or "lora"
+    if named and held.get("name") not in (None, named):
+        held = {}  # the file's numbers belong to another method
+    own, training = field_kinds(find(name)), field_kinds(Settings)
+    method, extra = {**settle(held, own), "name": name}, {}
+    for key, raw in sets.items():
+        if key in own:
+            method[key] = typed(key, raw, own[key])
+        elif key in training:
+            extra[key] = typed(key, raw, training[key])
+        else:
+            raise NoSuchSetting(f"neither {name} nor training has a setting {key!r}." + nearest(key, [*own, *training], 40))
+    return method, extra
+
+
+def _metavar(kind: str) -> str:
+    return {"int": "N", "float": "X", "str": "NAME", "dict[str, Any]": "ROLE=COLUMN"}.get(kind.replace(" | None", ""), "NAME")
