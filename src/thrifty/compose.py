@@ -1,9 +1,10 @@
 """Several adapters as one: a weighted sum, exact or refused."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,14 @@ from .core.attaching import finish
 from .core.errors import CannotCombine, ThriftyError
 
 
+@dataclass
+class Parts:
+    """What the adapters hold: edits by key with their weights; base parameters as (original, value, weight)."""
+
+    edits: dict[str, list[tuple[Edit, float]]] = field(default_factory=dict)
+    base: dict[str, list[tuple[Tensor, Tensor, float]]] = field(default_factory=dict)
+
+
 def combine(model: nn.Module, adapters: Sequence[tuple[str | Path, float]], name: str = "combined") -> Attachment:
     """One attachment whose effect is the weighted sum of saved ``adapters``, given as (folder, weight).
 
@@ -21,34 +30,23 @@ def combine(model: nn.Module, adapters: Sequence[tuple[str | Path, float]], name
     parameters that train in place. No other edit has an exact sum, and none is approximated.
 
     Raises:
-        CannotCombine: naming the edit that has no exact sum.
+        CannotCombine: naming the edit or tensor that has no exact sum.
         BrokenArtifact, WrongBase: from loading.
     """
     if not adapters:
         raise ThriftyError("combine needs at least one (folder, weight)")
+    for folder, weight in adapters:
+        if not math.isfinite(weight):
+            raise CannotCombine(f"the weight of {folder} is {weight}")
     if len(adapters) == 1 and adapters[0][1] == 1:
         return load(model, adapters[0][0], name)
-    edits: dict[str, list[tuple[Edit, float]]] = {}
-    shifts: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
+    parts = Parts()
     for i, (folder, weight) in enumerate(adapters):
-        _read(model, folder, weight, f"{name}-part{i}", edits, shifts)
+        _read(model, folder, weight, f"{name}-part{i}", parts)
     at = Attachment(model, name, tied="leave")
     try:
-        state: dict[str, Tensor] = {}
-        for key, parts in edits.items():
-            kind = type(parts[0][0])
-            if any(type(e) is not kind for e, _ in parts):
-                raise CannotCombine(f"{key!r} is a different kind of edit in different adapters")
-            numbers, tensors = kind.combine([e for e, _ in parts], [w for _, w in parts])
-            at.put(parts[0][0].site, kind, **numbers)
-            state |= {f"edit:{at.plan[-1].key}:{n}": t for n, t in tensors.items()}
-        for parameter, moved in shifts.items():
-            if any(not torch.equal(moved[0][0], original) for original, *_ in moved):
-                raise CannotCombine(f"{parameter!r} started from different values in the adapters, so their changes have no "
-                                    "common sum")
-            at.train(parameter)
-            change = sum((w * (value - original) for original, value, w in moved), torch.tensor(0.0))
-            state[f"base:{parameter}"] = moved[0][0] + change
+        with torch.random.fork_rng(devices=[]):
+            state = _sum_edits(at, parts) | _sum_base(at, parts)
         at.load_state(state)
         finish(at, None, False)
     except BaseException:
@@ -58,16 +56,44 @@ def combine(model: nn.Module, adapters: Sequence[tuple[str | Path, float]], name
     return at
 
 
-def _read(model: nn.Module, folder: str | Path, weight: float, name: str, edits: dict[str, Any],
-          shifts: dict[str, Any]) -> None:
+def _read(model: nn.Module, folder: str | Path, weight: float, name: str, parts: Parts) -> None:
     part = load(model, folder, name, check=False)
     try:
         if part.masks or part.context.shared is not None:
             raise CannotCombine(f"{folder}: adapters with sparse masks or a shared module have no exact sum here")
         for key, edit in part.edits.items():
-            edits.setdefault(key, []).append((edit, weight))
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        for parameter, original in part.base.items():
-            shifts.setdefault(parameter, []).append((original, tensors[parameter].detach().clone(), weight))
+            if edit.on:
+                parts.edits.setdefault(key, []).append((edit, weight))
+        parameters = dict(model.named_parameters())
+        for base, original in part.base.items():
+            if base not in parameters:
+                raise CannotCombine(f"{folder}: {base!r} is a running statistic, and the statistics of a sum are not the sum")
+            parts.base.setdefault(base, []).append((original, parameters[base].detach().clone(), weight))
     finally:
         part.detach()
+
+
+def _sum_edits(at: Attachment, parts: Parts) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for key, edits in parts.edits.items():
+        kind = type(edits[0][0])
+        numbers, tensors = kind.combine([e for e, _ in edits], [w for _, w in edits])
+        at.put(edits[0][0].site, kind, **numbers)
+        if at.plan[-1].key != key:
+            raise CannotCombine(f"{key!r} is the second edit of its kind at its place, and the first is off or elsewhere")
+        state |= {f"edit:{key}:{n}": t for n, t in tensors.items()}
+    return state
+
+
+def _sum_base(at: Attachment, parts: Parts) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for name, moves in parts.base.items():
+        start = moves[0][0]
+        if any(not torch.equal(start, original) for original, *_ in moves):
+            raise CannotCombine(f"{name!r} started from different values in the adapters, so their changes have no common sum")
+        at.train(name)
+        wide = start.double()
+        for original, value, weight in moves:
+            wide = wide + weight * (value.double() - original.double())
+        state[f"base:{name}"] = wide
+    return state

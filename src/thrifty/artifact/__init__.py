@@ -1,6 +1,7 @@
 """The adapter on disk: safetensors and JSON only, verified whole before anything of it is used."""
+from . import peft
 from .fingerprint import fingerprint
 from .load import inspect, load
 from .save import save
 
-__all__ = ["fingerprint", "inspect", "load", "save"]
+__all__ = ["fingerprint", "inspect", "load", "peft", "save"]

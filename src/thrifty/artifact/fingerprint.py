@@ -50,6 +50,8 @@ def refuse_other(model: nn.Module, recorded: Any, skip: Iterable[str]) -> str:
         return "exactly"
     for dtype, name in ROUNDED.items():
         rounded = {n: t for n, t in tensors.items() if t.is_floating_point()}
+        if any(n not in rounded for n in different):
+            continue
         reference = recorded.get(name) or {n: stored[n] for n in rounded}
         here = {t.dtype for t in rounded.values()}
         there_is_wider = name in recorded

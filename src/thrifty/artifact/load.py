@@ -67,7 +67,8 @@ def load(model: nn.Module, path: str | Path, name: str = "default", *, base: str
     match = refuse_other(model, data["base"], replaced) if base == "same" else "not compared"
     at = Attachment(model, name, seen=Seen(model, example, {row.path: row.seen for row in rows}), tied="leave")
     try:
-        rebuild(at, rows, data, state)
+        with torch.random.fork_rng(devices=[]):  # initial values that the file's take the place of
+            rebuild(at, rows, data, state)
         at.load_state(state)
         at.method, at.seed, at.about = _method(data), data["seed"], {**data["about"]}
         finish(at, example, check)

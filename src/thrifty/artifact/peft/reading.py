@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ...core import Attachment
@@ -44,7 +45,8 @@ def read(folder: str | Path, model: nn.Module, name: str = "default", base: str 
     tensors = read_weights(folder, config["peft_type"] not in ("LORA", "IA3"))
     at = Attachment(model, name, seen=Seen(model, example), tied="leave")
     try:
-        state = READERS[config["peft_type"]](at, config, tensors)
+        with torch.random.fork_rng(devices=[]):  # initial values that the file's take the place of
+            state = READERS[config["peft_type"]](at, config, tensors)
         state |= full.read(at, config, tensors)
         if tensors:
             raise BrokenArtifact(f"{folder} holds {len(tensors)} tensors of which its config says nothing: "
