@@ -17,17 +17,18 @@ from .core.errors import CannotCombine, ThriftyError
 
 @dataclass
 class Parts:
-    """What the adapters hold: edits by key with their weights; base parameters as (original, value, weight)."""
+    """What the adapters hold: edits by key, and values of base parameters by name, with their weights."""
 
     edits: dict[str, list[tuple[Edit, float]]] = field(default_factory=dict)
-    base: dict[str, list[tuple[Tensor, Tensor, float]]] = field(default_factory=dict)
+    base: dict[str, list[tuple[Tensor, float]]] = field(default_factory=dict)
 
 
 def combine(model: nn.Module, adapters: Sequence[tuple[str | Path, float]], name: str = "combined") -> Attachment:
     """One attachment whose effect is the weighted sum of saved ``adapters``, given as (folder, weight).
 
-    One adapter at weight 1 is itself, whatever its method. Low-rank edits sum exactly (the ranks add up), and so do base
-    parameters that train in place. No other edit has an exact sum, and none is approximated.
+    One adapter at weight 1 is itself, whatever its method. Low-rank edits sum exactly (the ranks add up), and so do the
+    changes that the adapters make to base parameters, measured from the values that ``model`` has. No other edit has an
+    exact sum, and none is approximated.
 
     Raises:
         CannotCombine: naming the edit or tensor that has no exact sum.
@@ -65,10 +66,10 @@ def _read(model: nn.Module, folder: str | Path, weight: float, name: str, parts:
             if edit.on:
                 parts.edits.setdefault(key, []).append((edit, weight))
         parameters = dict(model.named_parameters())
-        for base, original in part.base.items():
+        for base in part.base:
             if base not in parameters:
                 raise CannotCombine(f"{folder}: {base!r} is a running statistic, and the statistics of a sum are not the sum")
-            parts.base.setdefault(base, []).append((original, parameters[base].detach().clone(), weight))
+            parts.base.setdefault(base, []).append((parameters[base].detach().clone(), weight))
     finally:
         part.detach()
 
@@ -87,13 +88,8 @@ def _sum_edits(at: Attachment, parts: Parts) -> dict[str, Tensor]:
 
 def _sum_base(at: Attachment, parts: Parts) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
-    for name, moves in parts.base.items():
-        start = moves[0][0]
-        if any(not torch.equal(start, original) for original, *_ in moves):
-            raise CannotCombine(f"{name!r} started from different values in the adapters, so their changes have no common sum")
+    for name, values in parts.base.items():
         at.train(name)
-        wide = start.double()
-        for original, value, weight in moves:
-            wide = wide + weight * (value.double() - original.double())
-        state[f"base:{name}"] = wide
+        start = at.base[name].double()
+        state[f"base:{name}"] = start + sum(((w * (value.double() - start)) for value, w in values), torch.zeros_like(start))
     return state

@@ -51,7 +51,8 @@ def retensor(folder: Path, alter: Callable[[dict[str, Tensor]], Any], honest: bo
     save_file(state, folder / "adapter.safetensors", {"format": "pt"})
     if honest:
         data = described(folder)
-        data["tensors"] = {n: {"shape": list(t.shape), "dtype": "F32", "sha256": sha256(t.numpy().tobytes())} for n, t in state.items()}
+        data["tensors"] = {n: {"shape": list(t.shape), "dtype": "F32", "sha256": sha256(t.numpy().tobytes())}
+                           for n, t in state.items()}
         rewrite(folder, data)
 
 
