@@ -82,6 +82,9 @@ class Building:
         if not edit.registered:
             raise TypeError(f"{edit.__name__} cannot be saved without a registered name: decorate it with @register('...')")
         numbers = {k: plain(v, f"{edit.__name__}({k}=)") for k, v in numbers.items()}
+        seen = dict(self.seen.shapes.get(site.path, {}))
+        with contextlib.suppress(ThriftyError):  # before the edit is there: a half-attached model need not run
+            seen |= {"in": site.din, "out": site._width("out")}
         made: Edit = build(edit, site, numbers, site.device, site.dtype)
         key = f"{site.key}#{edit.registered}"
         while key in self.edits:
@@ -90,9 +93,6 @@ class Building:
         made.__dict__["context"] = self.context
         install(site.module, slot, made)
         self.edits[key], self.slots[key] = made, slot
-        seen = dict(self.seen.shapes.get(site.path, {}))
-        with contextlib.suppress(ThriftyError):
-            seen |= {"in": site.din, "out": site._width("out")}
         self.plan.append(Row(key, site.path, site.role, site.depth, site.stack, site.part, edit.registered, numbers, seen))
         return made
 
