@@ -2,7 +2,7 @@
 
 A sentence encoder is trained through the mean over its tokens (N. Reimers and I. Gurevych, "Sentence-BERT: Sentence Embeddings
 using Siamese BERT-Networks", EMNLP 2019, arXiv:1908.10084). The sequence classifiers of `transformers` read the first token
-through a "pooler" instead, which such training never touches: in all-MiniLM-L6-v2 its bias is exactly zero and a linear
+through a "pooler" instead, which such training never touches: in all-MiniLM-L6-v2 its bias is exactly zero, and a linear
 probe on it reaches 62 % on TREC, where the mean reaches 84 %.
 """
 from __future__ import annotations
