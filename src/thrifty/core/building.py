@@ -82,9 +82,9 @@ class Building:
         if not edit.registered:
             raise TypeError(f"{edit.__name__} cannot be saved without a registered name: decorate it with @register('...')")
         numbers = {k: plain(v, f"{edit.__name__}({k}=)") for k, v in numbers.items()}
-        seen = dict(self.seen.shapes.get(site.path, {}))
+        widths: dict[str, int] = {}
         with contextlib.suppress(ThriftyError):  # before the edit is there: a half-attached model need not run
-            seen |= {"in": site.din, "out": site._width("out")}
+            widths = {"in": site.din, "out": site._width("out")}
         made: Edit = build(edit, site, numbers, site.device, site.dtype)
         key = f"{site.key}#{edit.registered}"
         while key in self.edits:
@@ -93,6 +93,7 @@ class Building:
         made.__dict__["context"] = self.context
         install(site.module, slot, made)
         self.edits[key], self.slots[key] = made, slot
+        seen = {**self.seen.shapes.get(site.path, {}), **widths}
         self.plan.append(Row(key, site.path, site.role, site.depth, site.stack, site.part, edit.registered, numbers, seen))
         return made
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import roles, weight
 from .errors import HalfAdapted, NoSuchSite, Unfit, nearest
-from .opening import close_attention, open_attention
+from .opening import OpenAttention, close_attention, open_attention
 from .part import Part, parts
 from .probe import Seen
 
@@ -61,6 +61,8 @@ class Site:
         Raises:
             Unfit: no scaled_dot_product_attention call was seen in this module.
         """
+        if isinstance(self.module, OpenAttention):  # says so itself: without an edit it takes a path of its own
+            return self.module.num_heads, self.module.head_dim
         heads = self.seen.heads(self.path)
         if heads is None:
             raise Unfit(f"{self.path!r} ({type(self.module).__name__}) computes attention without "
