@@ -12,7 +12,7 @@ from backbones import IDS, MASK, count, frozen_stay, golden, published, run, sha
 from torch import Tensor, nn
 
 import thrifty
-from thrifty.core.errors import DeadEdit, NoSuchSetting, NoSuchSite
+from thrifty.core.errors import CannotMerge, DeadEdit, NoSuchSetting, NoSuchSite
 from thrifty.methods import make
 from thrifty.methods.bottleneck import ACTS
 
@@ -302,6 +302,11 @@ def test_refusals() -> None:
             thrifty.attach(tiny("bert"), method)
     with pytest.raises(NoSuchSite):
         thrifty.attach(tiny("resnet"), thrifty.ParallelAdapter())
+    with pytest.raises(NoSuchSite, match="feed-forward"):
+        thrifty.attach(tiny("resnet"), thrifty.Pfeiffer())
+    for method in (thrifty.Houlsby(), thrifty.Pfeiffer(), thrifty.ParallelAdapter()):
+        with pytest.raises(CannotMerge):
+            thrifty.attach(tiny("llama"), method).merge()
     model = tiny("bert")
     at = thrifty.attach(model, thrifty.ParallelAdapter())
     at.disable(lambda row: row.role == "mlp.in")

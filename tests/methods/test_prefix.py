@@ -207,3 +207,14 @@ def test_presets_and_refusals() -> None:
             thrifty.attach(tiny("bert"), thrifty.PrefixTuning(**{setting: value}))
     with pytest.raises(Unfit, match="sdpa"):
         thrifty.attach(tiny("bert", attn_implementation="eager"), thrifty.PrefixTuning())
+
+
+def test_stock_attention_of_torch() -> None:
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2).eval()
+    x = torch.randn(2, 5, 16)
+    base = model(x)
+    at = thrifty.attach(model, thrifty.PrefixTuning(length=3, mlp=False), example=x)
+    assert all(e.k.shape == (2, 3, 8) for e in at.edits.values())
+    assert not torch.allclose(model(x), base, atol=1e-4)
+    at.detach()
+    torch.testing.assert_close(model(x), base)

@@ -35,6 +35,7 @@ class Houlsby(Method):
     trains = "two bottlenecks per layer, and every normalisation"
     inference = "two small networks more per layer"
     Edit = Bottleneck
+    identity_at_start = False
     rate = 3e-4
 
     rank: int = 0

@@ -31,6 +31,7 @@ class Pfeiffer(Method):
     paper = "Pfeiffer et al., AdapterFusion: Non-Destructive Task Composition, EACL 2021, arXiv:2005.00247"
     trains = "one bottleneck per layer"
     inference = "one small network more per layer"
+    identity_at_start = False
     rate = 1e-4
 
     rank: int = 0
@@ -49,13 +50,17 @@ class Pfeiffer(Method):
         return {"rank": self.rank or max(1, site.dout // 16), "act": self.act, "init": "normal", "std": 0.02}
 
     def attach(self, at: Attachment, batches: Iterable[Any] | None = None) -> None:
-        """One edit per block, at the place that the form and the block's kind of normalisation ask for."""
+        """One edit per block, at the place that the form and the block's kind of normalisation ask for.
+
+        Raises:
+            NoSuchSite: a block has no feed-forward network.
+        """
         for block in at.sites(self.where):
+            after = _inside(at, block, "after.mlp")
+            if after is None:
+                raise NoSuchSite(f"{block.path!r} ({type(block.module).__name__}) has no feed-forward network to follow")
             if self.reads == "sublayer":
-                place = _inside(at, block, "after.mlp")
-                if place is None:
-                    raise NoSuchSite(f"{block.path!r} ({type(block.module).__name__}) has no feed-forward network to follow")
-                at.put(place, Bottleneck, **self.numbers(place))
+                at.put(after, Bottleneck, **self.numbers(after))
             elif norm := _inside(at, block, "norm.mlp"):
                 at.put(norm, BeforeNorm, **self.numbers(norm))
             else:

@@ -99,6 +99,7 @@ class PrefixTuning(Method):
     trains = "keys and values [length] in front of those of each attention"
     inference = "attention over `length` positions more"
     Edit = Prefix
+    identity_at_start = False
     rate = 1e-4
 
     length: int = 10

@@ -124,6 +124,7 @@ class PromptTuning(Method):
     trains = "vectors in front of the embedded text"
     inference = "`length` tokens more"
     Edit = Prompt
+    identity_at_start = False
     rate = 0.3
 
     length: int = 20

@@ -73,6 +73,7 @@ class VPT(Method):
     trains = "tokens beside the patches, at every block"
     inference = "`length` tokens more"
     Edit = Tokens
+    identity_at_start = False
     rate = 1e-3
 
     length: int = 10
