@@ -69,7 +69,8 @@ def test_one_at_weight_one_is_itself(method: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("method", "said"), [(thrifty.DoRA(), "Decomposed"), (thrifty.IA3(), "Scale"),
-                                              (thrifty.Pfeiffer(), "no exact sum|weighted sum")], ids=["dora", "ia3", "pfeiffer"])
+                                              (thrifty.Pfeiffer(), "no exact sum|weighted sum")],
+                         ids=["dora", "ia3", "pfeiffer"])
 def test_what_has_no_sum(method: Any, said: str, tmp_path: Path) -> None:
     folders = [saved(tmp_path / str(i), method, i) for i in range(2)]
     model = bert()

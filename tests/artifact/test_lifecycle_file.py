@@ -174,7 +174,8 @@ def test_giant_rank_takes_no_memory(tmp_path: Path) -> None:
 TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "missing": (lambda t: t.pop("edit:0#low-rank:B"), "'B'.*missing"),
     "extra": (lambda t: t.update({"edit:0#low-rank:C": torch.ones(2)}), "unexpected tensor 'edit:0#low-rank:C'"),
-    "wrong shape": (lambda t: t.update({"edit:0#low-rank:B": torch.ones(9, 2)}), r"\(8, 2\), in the file it is of shape \(9, 2\)"),
+    "wrong shape": (lambda t: t.update({"edit:0#low-rank:B": torch.ones(9, 2)}),
+                    r"\(8, 2\), in the file it is of shape \(9, 2\)"),
     "wrong shape in the base": (lambda t: t.update({"base:1.bias": torch.ones(9)}), r"'base:1.bias' has shape \(9,\)"),
     "not a number": (lambda t: t["base:1.bias"].__setitem__(0, float("nan")), "'base:1.bias' holds NaN"),
     "infinite": (lambda t: t["base:1.bias"].__setitem__(0, float("inf")), "'base:1.bias' holds NaN or infinity"),
@@ -268,7 +269,8 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("edit", ["os.system", "torch.nn.Linear", "torch.nn.modules.linear:Linear", "LowRank", "__import__", ""])
+@pytest.mark.parametrize("edit", ["os.system", "torch.nn.Linear", "torch.nn.modules.linear:Linear", "LowRank", "__import__",
+                                  ""])
 def test_nothing_named_in_the_file_is_imported(edit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = described(saved(tmp_path / "a"))
     data["plan"][0]["edit"] = edit

@@ -1,4 +1,4 @@
-"""Life cycle, points 5, 9, 10 and 12: what is saved is trained, finite and whole; it needs no network and stays in its place."""
+"""Life cycle, points 5, 9, 10 and 12: what is saved is trained, finite and whole; saving needs no network."""
 from __future__ import annotations
 
 import os

@@ -66,7 +66,8 @@ def test_mixture_of_experts() -> None:
 
     model = Qwen2MoeForCausalLM(Qwen2MoeConfig(
         vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, intermediate_size=32,
-        moe_intermediate_size=8, shared_expert_intermediate_size=8, num_experts=4, num_experts_per_tok=2, decoder_sparse_step=1))
+        moe_intermediate_size=8, shared_expert_intermediate_size=8, num_experts=4, num_experts_per_tok=2,
+        decoder_sparse_step=1))
     with pytest.raises(HalfAdapted, match=r"expert tensors beside it .*add '\|!experts'"):
         thrifty.attach(model, thrifty.LoRA(where="mlp.in"))
     at = thrifty.attach(model, thrifty.LoRA(where="mlp.in|!experts"))

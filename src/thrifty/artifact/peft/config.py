@@ -70,6 +70,8 @@ def read_config(folder: Path) -> Config:
             raise CannotExpress(f"{where}: {key} = {value!r} cannot be expressed here")
     if kind == "LORA":
         _refuse_lora(where, data)
+    if kind.endswith("_TUNING") and not (isinstance(data.get("num_virtual_tokens"), int) and data["num_virtual_tokens"] > 0):
+        raise BrokenArtifact(f"{where}: num_virtual_tokens = {data.get('num_virtual_tokens')!r} is no length")
     return data
 
 

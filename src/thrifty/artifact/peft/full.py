@@ -11,7 +11,7 @@ from ...core.site import _owned
 from .config import Config
 from .place import refuse_shape, take
 from .refusal import CannotExpress
-from .targets import module_names, saved_modules
+from .targets import ADDED, module_names, saved_modules
 
 
 def read(at: Attachment, config: Config, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -53,8 +53,9 @@ def write(at: Attachment, config: Config) -> dict[str, Tensor]:
         CannotExpress: parameters that train without the rest of their module, and are not all biases; tied ones.
     """
     state = at.state()
-    saved = _covered(at)
-    config["modules_to_save"] = saved or None
+    names = module_names(at.model)
+    added = [a for a in ADDED.get(config["task_type"] or "", ()) if any(n.endswith(a) for n in names)]  # PEFT asks for these
+    config["modules_to_save"] = sorted({*_covered(at), *added}) or None
     tensors: dict[str, Tensor] = {}
     for path in saved_modules(at.model, config):
         for short, value in at.model.get_submodule(path).state_dict().items():

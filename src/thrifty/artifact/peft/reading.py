@@ -12,12 +12,14 @@ from ...core import Attachment
 from ...core.attaching import finish
 from ...core.errors import BrokenArtifact, ThriftyError, WrongBase
 from ...core.probe import Example, Seen
-from . import full, lowrank, scales
+from . import full, lowrank, prefix, prompt, scales
 from .config import CONFIG, Config, read_config
 from .weights import read_weights
 
 State = dict[str, Tensor]
-READERS: dict[str, Callable[[Attachment, Config, State], State]] = {"LORA": lowrank.read, "IA3": scales.read}
+READERS: dict[str, Callable[[Attachment, Config, State], State]] = {
+    "LORA": lowrank.read, "IA3": scales.read, "PREFIX_TUNING": prefix.read, "PROMPT_TUNING": prompt.read,
+}
 
 
 def read(folder: str | Path, model: nn.Module, name: str = "default", base: str = "any", *, example: Example | None = None,

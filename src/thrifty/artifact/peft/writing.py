@@ -12,15 +12,21 @@ from ...core import Attachment
 from ...core.errors import ThriftyError
 from ..files import whole_folder
 from ..save import refuse_unfit
-from . import full, lowrank, scales
+from . import full, lowrank, prefix, prompt, scales
 from .config import CONFIG, TENSORS, Config
 from .refusal import CannotExpress
-from .weights import PREFIX
+from .tasks import PREFIX_TASKS, PROMPT_TASKS, task
+from .weights import PREFIX, PROMPT, PROMPT_PREFIX
 
 Writer = Callable[[Attachment, Config], dict[str, Tensor]]
 WRITERS: dict[str, tuple[str, Writer]] = {  # registered name of an edit -> PEFT's type, what writes it
     "low-rank": ("LORA", lowrank.write), "decomposed": ("LORA", lowrank.write), "scale": ("IA3", scales.write),
+    "prefix": ("PREFIX_TUNING", prefix.write), "shift-positions": ("PREFIX_TUNING", prefix.write),
+    "prompt": ("PROMPT_TUNING", prompt.write), "prompt-off": ("PROMPT_TUNING", prompt.write),
+    "prompt-seen": ("PROMPT_TUNING", prompt.write),
 }
+
+TASKS = {"PREFIX_TUNING": PREFIX_TASKS, "PROMPT_TUNING": PROMPT_TASKS}
 
 
 def write(at: Attachment, folder: str | Path, *, base_name: str | None = None, unchanged: bool = False) -> Path:
@@ -39,10 +45,13 @@ def write(at: Attachment, folder: str | Path, *, base_name: str | None = None, u
     kind, writer = _writer(at)
     named = base_name or getattr(getattr(at.model, "config", None), "_name_or_path", None) or None
     config: Config = {"peft_type": kind, "task_type": None, "base_model_name_or_path": named, "inference_mode": True}
+    if kind in TASKS:
+        config["task_type"] = task(at.model, config, TASKS[kind])
     kept = full.write(at, config)
-    if kind == "IA3" and (bias := config.pop("bias")) != "none":
-        raise CannotExpress(f"PEFT's (IA)³ keeps no biases, here {bias.replace('lora_only', 'those of the targets')} train")
-    tensors = {f"{PREFIX}{n}": t for n, t in {**kept, **writer(at, config)}.items()}
+    if kind != "LORA" and (bias := config.pop("bias")) != "none":
+        raise CannotExpress(f"PEFT's {kind} keeps no biases, here {bias.replace('lora_only', 'those of the targets')} train")
+    before = PROMPT_PREFIX if kind in TASKS else PREFIX
+    tensors = {n if n == PROMPT else f"{before}{n}": t for n, t in {**kept, **writer(at, config)}.items()}
     with whole_folder(folder, frozenset({CONFIG, TENSORS})) as fresh:
         _fill(fresh, config, tensors)
     return folder
@@ -56,14 +65,15 @@ def _writer(at: Attachment) -> tuple[str, Writer]:
             raise CannotExpress(f"{method}: the edit {row.edit!r} at {row.key!r} has no form in PEFT. {has}")
         if not row.on:
             raise CannotExpress(f"{method}: the edit at {row.key!r} is off, and PEFT would load it on: enable it first")
-    if at.masks or at.context.shared is not None:
+    kinds = {WRITERS[row.edit] for row in at.plan}
+    if at.masks or at.context.shared is not None and kinds != {WRITERS["prefix"]}:  # what a prefix's network makes is enough
         said = "sparse masks" if at.masks else "a module shared between edits"
         raise CannotExpress(f"{method}: {said} cannot be said in PEFT. {has}")
-    kinds = {row.edit for row in at.plan}
-    if len(kinds) != 1:
-        said = f"{sorted(kinds)} in one adapter" if kinds else "base parameters that train in place, and no edit,"
+    mixed = sorted({row.edit for row in at.plan})
+    if len(kinds) != 1 or "low-rank" in mixed and "decomposed" in mixed:
+        said = f"{mixed} in one adapter" if kinds else "base parameters that train in place, and no edit,"
         raise CannotExpress(f"{method}: {said} cannot be said in PEFT. {has}")
-    return WRITERS[kinds.pop()]
+    return kinds.pop()
 
 
 def _fill(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
