@@ -54,7 +54,8 @@ def _ask(option: str, mask: str) -> tuple[tuple[Tensor, Tensor, Tensor], dict[st
         shape = (many * HEADS, queries, KEYS) if mask.startswith("mask3d") else (queries, KEYS)
         hidden = torch.rand(shape, generator=generator) < 0.4
         hidden[..., 0] = False
-        masks["attn_mask"] = hidden if mask.endswith("bool") else torch.randn(shape, generator=generator).masked_fill(hidden, -torch.inf)
+        scores = torch.randn(shape, generator=generator).masked_fill(hidden, -torch.inf)
+        masks["attn_mask"] = hidden if mask.endswith("bool") else scores
     if mask == "causal":
         masks |= {"attn_mask": torch.ones(KEYS, KEYS, dtype=torch.bool).triu(1), "is_causal": True}
     return (given[0], given[1], given[2]), masks

@@ -143,7 +143,7 @@ def sites(model: nn.Module, where: str = "*", *, seen: Seen | None = None, own: 
             continue
         if not hits:
             raise NoSuchSite(_nothing(model, every, glob, where))
-        _refuse_halves(model, every, hits, glob, any(m and g == "experts" for m, g, _ in terms))
+        _refuse_halves(every, hits, glob, [g for m, g, _ in terms if not m], any(m and g == "experts" for m, g, _ in terms))
         chosen += [s for s in hits if all(s is not c for c in chosen)]
     if not chosen:
         raise NoSuchSite(f"{where!r} leaves no site of {type(model).__name__}")
@@ -199,7 +199,7 @@ def _nothing(model: nn.Module, every: list[Site], glob: str, where: str) -> str:
     return f"no site matches {said} in {type(model).__name__}.{why}{close} Its roles are {sorted({s.role for s in every})}"
 
 
-def _refuse_halves(model: nn.Module, every: list[Site], hits: list[Site], glob: str, waived: bool) -> None:
+def _refuse_halves(every: list[Site], hits: list[Site], glob: str, named: list[str], waived: bool) -> None:
     tensors = [s for s in every if s.role == "experts"]
     by_role = any(fnmatchcase(s.role, glob) and not fnmatchcase(s.path, glob) for s in hits)
     if tensors and by_role and not waived and any(s.role.startswith("mlp.") for s in hits):
@@ -207,10 +207,10 @@ def _refuse_halves(model: nn.Module, every: list[Site], hits: list[Site], glob: 
         raise HalfAdapted(f"{glob!r} would adapt {hits[-1].path!r} but not the {len(tensors)} expert tensors beside it "
                           f"({tensors[0].path!r}: {held}); add '|!experts' to leave those as they are")
     for site in hits:
-        missed = [m for m in site.mounts if not fnmatchcase(m, glob)]
+        missed = [m for m in site.mounts if not any(fnmatchcase(m, g) for g in named)]
         if missed and not fnmatchcase(site.role, glob) and not (site.part and fnmatchcase(site.key, glob)):
-            raise HalfAdapted(f"{glob!r} names {site.path!r}, which is the same module as {missed}: an edit would act at both; "
-                              "use a pattern that names both")
+            raise HalfAdapted(f"{glob!r} names {site.path!r}, which is the same module as {missed}: an edit would act at "
+                              "both; name both")
 
 
 def _all(model: nn.Module, seen: Seen, own: Mapping[str, str]) -> Iterator[Site]:
