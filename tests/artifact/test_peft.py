@@ -158,6 +158,26 @@ def test_half_precision_base(tmp_path: Path) -> None:
     assert answer(model, "llama").dtype == torch.bfloat16
 
 
+def test_an_embedding_that_multiplies(tmp_path: Path) -> None:
+    """Gemma 3 multiplies what it looks up: the edit as PEFT has it, and the merged weight, must be multiplied too."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    def gemma() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return Gemma3ForCausalLM(Gemma3TextConfig(
+            vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+            intermediate_size=32, max_position_embeddings=64, tie_word_embeddings=False)).eval()
+
+    model = gemma()
+    at = thrifty.attach(model, thrifty.LoRA(where="embed"))
+    shake(at.parameters())
+    wanted = answer(model, "llama")
+    write(at, tmp_path / "a")
+    assert (answer(peft.PeftModel.from_pretrained(gemma(), tmp_path / "a").eval(), "llama") - wanted).abs().max() < NEAR
+    at.merge()
+    assert (answer(model, "llama") - wanted).abs().max() < NEAR
+
+
 def test_nothing_to_write(tmp_path: Path) -> None:
     at = thrifty.attach(MODELS["plain"](), thrifty.LoRA(where="linear"))
     with pytest.raises(NothingTrains, match="has changed since"):

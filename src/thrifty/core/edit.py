@@ -119,7 +119,7 @@ class WeightEdit(Edit):
 def apply_weight(module: Any, weight: Tensor, x: Tensor) -> Tensor:
     """What ``module`` would answer to ``x`` with ``weight`` [dout, din, ...] and without a bias."""
     if isinstance(module, nn.Embedding):
-        return F.embedding(x, weight.T)
+        return F.embedding(x, weight.T) * getattr(module, "embed_scale", 1.0)  # Gemma's and BART's multiply what they look up
     x = x.to(weight.dtype)
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[weight.dim() - 2]

@@ -61,7 +61,7 @@ class LowRank(Edit):
             low = apply_weight(self.site.module, self.A, x)
             up = self.B.reshape(*self.B.shape, *(1 for _ in self.A.shape[2:]))
             return self.scale * getattr(F, f"conv{self.A.dim() - 2}d")(low, up)
-        low = F.embedding(x, self.A.T) if self.kind == "embedding" else F.linear(x, self.A)
+        low = apply_weight(self.site.module, self.A, x) if self.kind == "embedding" else F.linear(x, self.A)
         return self.scale * F.linear(low, self.B)
 
     def delta(self, weight: Tensor) -> Tensor:
