@@ -101,9 +101,14 @@ class Task(ABC):
         return {name: float(statistic(np.ones((1, len(predictions))))[0]) for name, statistic in found.items()}
 
     def interval(self, predictions: Sequence[Prediction], table: Table, seed: int = 0) -> dict[str, tuple[float, float]]:
-        """The 95 % interval of every metric: percentile bootstrap over rows."""
+        """The 95 % interval of every metric that has one: percentile bootstrap over rows.
+
+        The calibration error has none: its bins are noisier in a resample than in the sample, so that every resample is worse
+        calibrated and the interval need not hold the value itself.
+        """
         found = self.statistics(predictions, self._checked(predictions, table))
-        return {name: bootstrap(statistic, len(predictions), seed) for name, statistic in found.items()}
+        return {name: bootstrap(statistic, len(predictions), seed) for name, statistic in found.items()
+                if name != "expected_calibration_error"}
 
     def compare(self, a: Sequence[Prediction], b: Sequence[Prediction], table: Table, metric: str | None = None,
                 seed: int = 0) -> Comparison:

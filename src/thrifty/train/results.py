@@ -19,7 +19,7 @@ def over_items(task: Task, answers: Answers, table: Any) -> Estimates:
     found = {}
     for name, value in values.items():
         if math.isfinite(value):
-            low, high = intervals[name]
+            low, high = intervals.get(name, (math.nan, math.nan))
             known = math.isfinite(low) and math.isfinite(high)
             found[name] = {"value": value, "low": low if known else None, "high": high if known else None, "spread": None}
     return found
