@@ -1,4 +1,7 @@
-"""The bottleneck that every adapter is made of: A(h) = s (act(h W_d + b_d) W_u + b_u), with W_d [d, m] and W_u [m, d]."""
+"""The bottleneck that every adapter is made of: A(h) = s (act(h W_d + b_d) W_u + b_u), with W_d [d, m] and W_u [m, d].
+
+Houlsby et al., Parameter-Efficient Transfer Learning for NLP, ICML 2019, arXiv:1902.00751.
+"""
 from __future__ import annotations
 
 from collections.abc import Callable
