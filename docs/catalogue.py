@@ -14,7 +14,8 @@ def table() -> str:
     """One row a method: name, route, what trains, whether it merges, and the paper."""
     lines = ["| method | route | trains | at inference | paper |", "|---|---|---|---|---|"]
     for method in CATALOGUE.values():
-        also = f" ({', '.join(method.aliases)})" if method.aliases else ""
+        others = [*method.aliases, *method.presets]
+        also = f" ({', '.join(others)})" if others else ""
         lines.append(f"| `{method.name}`{also} | {method.route} | {method.trains} | {method.inference} | {method.paper} |")
     return "\n".join(lines) + "\n"
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import fields
 from typing import Any
 
 from thrifty.cli.parsing import Parser
@@ -39,9 +38,9 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
 
 def describe(method: Any) -> dict[str, Any]:
     """One method as plain data; ``settings`` are its fields with their default values."""
-    return {"name": method.name, "aliases": list(method.aliases), "route": method.route, "modalities": list(method.modalities),
+    return {"name": method.name, "aliases": [*method.aliases, *method.presets], "route": method.route, "modalities": list(method.modalities),
             "paper": method.paper, "mergeable": method.mergeable, "trains": method.trains, "inference": method.inference,
-            "settings": {f.name: f.default for f in fields(method)}}
+            "settings": method().settings()}
 
 
 def table(entries: list[dict[str, Any]]) -> str:
