@@ -15,16 +15,17 @@ import transformers as T
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 THEMES = {"water": "pipe leak tap flood drain", "light": "lamp dark bulb pole glow", "road": "hole tar kerb crack stone"}
-FILLER = "the a on at our near street again old new there is was it and".split()
+FILLER = ["the", "a", "on", "at", "our", "near", "street", "again", "old", "new", "there", "is", "was", "it", "and"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 WORDS = [*SPECIAL, *FILLER, *" ".join(THEMES.values()).split()]
 
 
 def bert(folder: Path, dropout: float = 0.1) -> Path:
-    """Two layers of width 32. Dropout is on unless told, so that random state matters."""
+    """Two layers of width 32, pooled by the mean. Dropout is on unless told, so that random state matters."""
     torch.manual_seed(7)
     config = T.BertConfig(vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-                          max_position_embeddings=32, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+                          max_position_embeddings=32, initializer_range=0.1, hidden_dropout_prob=dropout,
+                          attention_probs_dropout_prob=dropout)
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     inner.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -32,17 +33,20 @@ def bert(folder: Path, dropout: float = 0.1) -> Path:
     reader = T.PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=32, unk_token="[UNK]", pad_token="[PAD]")
     T.BertModel(config).save_pretrained(folder)
     reader.save_pretrained(folder)
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
     return folder
 
 
 def rows(count: int, seed: int) -> list[tuple[str, str]]:
-    """(text, label): one word of the label's theme among filler. All texts differ."""
+    """(text, label): three words of the label's theme among filler. All texts differ."""
     drawn, seen = random.Random(seed), set()
     found: list[tuple[str, str]] = []
     while len(found) < count:
         label = drawn.choice(sorted(THEMES))
-        words = drawn.choices(FILLER, k=drawn.randint(5, 9))
-        words.insert(drawn.randrange(len(words)), drawn.choice(THEMES[label].split()))
+        words = drawn.choices(FILLER, k=drawn.randint(3, 7))
+        for word in drawn.choices(THEMES[label].split(), k=3):
+            words.insert(drawn.randrange(len(words)), word)
         text = " ".join(words)
         if text not in seen:
             seen.add(text)

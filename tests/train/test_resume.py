@@ -14,7 +14,7 @@ import small_jobs
 import thrifty
 from thrifty.core.errors import BrokenArtifact, ThriftyError
 
-WORDS = ("--method", "lora", "--set", "dropout=0.1", "--epochs", 5, "--batch", 8, "--rate", "3e-3", "--patience", 0,
+WORDS = ("--method", "lora", "--set", "dropout=0.1", "--epochs", 5, "--batch", 8, "--rate", "1e-2", "--patience", 0,
          "--checkpoint-every", 2)
 FILES = ("adapter/adapter.safetensors", "adapter/adapter.json", "predictions.jsonl", "config.json", "data.json")
 
@@ -85,8 +85,8 @@ def test_control_c_leaves_a_checkpoint_and_says_so(place: Path, whole: Path) -> 
 @pytest.fixture
 def half(place: Path, tmp_path: Path) -> dict[str, object]:
     """A training stopped in this process, after its checkpoint at step 6, and the arguments it began with."""
-    given: dict[str, object] = dict(model=str(place / "bert"), data=str(place / "table"), out=tmp_path / "run", epochs=2, batch=8,
-                                    checkpoint_every=2, progress=False)
+    given: dict[str, object] = {"model": str(place / "bert"), "data": str(place / "table"), "out": tmp_path / "run", "epochs": 2,
+                                "batch": 8, "checkpoint_every": 2, "progress": False}
 
     class Enough(Exception):
         pass

@@ -38,9 +38,10 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
 
 def describe(method: Any) -> dict[str, Any]:
     """One method as plain data; ``settings`` are its fields with their default values."""
-    return {"name": method.name, "aliases": [*method.aliases, *method.presets], "route": method.route, "modalities": list(method.modalities),
-            "paper": method.paper, "mergeable": method.mergeable, "trains": method.trains, "inference": method.inference,
-            "settings": method().settings()}
+    return {
+        "name": method.name, "aliases": [*method.aliases, *method.presets], "route": method.route,
+        "modalities": list(method.modalities), "paper": method.paper, "mergeable": method.mergeable, "trains": method.trains,
+        "inference": method.inference, "settings": method().settings()}
 
 
 def table(entries: list[dict[str, Any]]) -> str:

@@ -121,7 +121,7 @@ def spread(at: Attachment, optimizer: torch.optim.Optimizer, tensors: States, pl
     at.load_state({n.removeprefix("adapter:"): t for n, t in tensors.items() if n.startswith("adapter:")})
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in plain.items()}
-    for name, value in tensors.items():
+    for name, value in sorted(tensors.items()):  # a file gives them in any order, but processes must exchange them in one
         if name.startswith("optimizer:"):
             _, i, key = name.split(":", 2)
             state.setdefault(int(i), {})[key] = _like(parameters[int(i)], value)

@@ -26,7 +26,8 @@ def claim(folder: Path, resume: bool, overwrite: bool) -> bool:
     if strange:
         raise ThriftyError(f"{folder} holds things that no run wrote ({', '.join(strange[:3])}): choose another folder")
     finished = "metrics.json" in there
-    if there and not resume and not overwrite:
+    begun = finished or any(name not in ("config.json",) for name in there)  # a mistake leaves no more than that behind
+    if begun and not resume and not overwrite:
         kind = "a finished run" if finished else "a run that did not finish"
         go_on = "" if finished else "--resume (resume=True) to go on with it, "
         raise ThriftyError(f"{folder} holds {kind}: choose another folder, {go_on}or --overwrite (overwrite=True)")

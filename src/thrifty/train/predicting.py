@@ -44,6 +44,7 @@ def answer(question: Answer, task: Task, model: nn.Module, examples: list[dict[s
             mine += zip(chosen, answers, strict=True)
     finally:
         called.train(was)
+        processes.settle(called)
     for part in processes.gather(mine) if shared else [mine]:
         for i, one in part:
             found[i] = one

@@ -51,6 +51,15 @@ class Processes:
         fully_shard(model)  # changes it in place
         return model
 
+    def settle(self, model: nn.Module) -> None:
+        """FSDP keeps some weights gathered after a forward pass without a backward one: spread them again."""
+        if self.sharded:
+            from torch.distributed.fsdp import FSDPModule
+
+            for module in model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+
     @contextlib.contextmanager
     def quietly(self, model: nn.Module, quiet: bool) -> Any:
         """Backward passes in the block keep their gradients to themselves if ``quiet``; others exchange them."""

@@ -28,7 +28,7 @@ class Settings:
     max_new_tokens: int | None = _said(None, "tokens that generation may write")
     metric: str | None = _said(None, "validation metric that decides when to stop and what to keep")
 
-    epochs: float | None = _said(None, "passes over the training rows (default: as many as make 600 steps, 3 to 20)")
+    epochs: float | None = _said(None, "passes over the training rows (default: as many as make 300 steps, 3 to 12)")
     batch: int = _said(32, "rows per process that go through the model at once")
     accumulate: int = _said(1, "batches that are summed up before each step")
     rate: float | None = _said(None, "peak learning rate (default: by method, see thrifty.train.rates)")
@@ -37,7 +37,7 @@ class Settings:
     schedule: Literal["linear", "cosine", "constant"] = _said("linear", "how the rate falls after the warm-up")
     clip: float = _said(1.0, "largest norm of the gradient; longer ones are scaled down")
     evaluations: float = _said(1.0, "passes over the validation rows per epoch")
-    patience: int = _said(3, "stop after this many evaluations without a better one; 0 never stops early")
+    patience: int = _said(5, "stop after this many evaluations without a better one; 0 never stops early")
     seeds: int = _said(1, "trainings from different seeds; the report gives mean, spread and interval")
     seed: int = _said(0, "of the new weights, the order of the data and dropout; the first of several")
 

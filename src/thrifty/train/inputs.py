@@ -1,0 +1,65 @@
+"""New rows to answer: what a model sees of them, without what it must say."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from thrifty.core.errors import BadData, nearest
+from thrifty.data.columns import Choice
+from thrifty.data.read import open_source
+from thrifty.data.rows import Faults, Rows, Table
+from thrifty.data.tasks import TASKS
+from thrifty.data.values import canonise
+
+
+def read_inputs(source: Any, task: str, columns: Mapping[str, str], split: str | None = None) -> Table:
+    """The columns that ``task`` sees, by role. ``columns`` says which column played which role in training.
+
+    Raises:
+        BadData: a column is missing, a row cannot be used, or there are several splits and none was named.
+    """
+    rows = choose_split(open_source(source).splits, split)
+    chosen = {}
+    for role in TASKS[task].seen:
+        if role not in columns:
+            continue
+        names = columns[role].split(",") if role == "choices" else [columns[role]]
+        if any(name not in rows.table for name in names):
+            names = [role]  # data that speaks of roles is understood too
+        if names[0] not in rows.table:
+            raise BadData(f"the {role} was in column {columns[role]!r} when this adapter was trained, but there is no such column "
+                          f"here.{nearest(columns[role], rows.table)}")
+        chosen[role] = names
+    faults = Faults()
+    found = canonise(rows, Choice("prediction", "", chosen), faults)
+    faults.settle(False)
+    if not len(found):
+        raise BadData("there are no rows to answer")
+    return found.table
+
+
+def choose_split(splits: Mapping[str, Rows], split: str | None) -> Rows:
+    """The one split, or the one that was named.
+
+    Raises:
+        BadData: there is no such split, or there are several.
+    """
+    if split is not None and split not in splits:
+        raise BadData(f"there is no split {split!r}." + nearest(split, [name or "the whole" for name in splits]))
+    if split is None and len(splits) > 1:
+        raise BadData(f"the data has the splits {', '.join(map(repr, splits))}: name one (--split)")
+    return splits[split] if split is not None else next(iter(splits.values()))
+
+
+def from_texts(texts: list[str], task: str) -> Table:
+    """Texts typed by hand as the one role that ``task`` sees.
+
+    Raises:
+        BadData: it sees more than one text, or none.
+    """
+    seen = [role for role in TASKS[task].seen if role != "text_pair"]
+    if seen not in (["text"], ["source"]):
+        raise BadData(f"{task} cannot be asked with a text alone: it sees {' and '.join(seen)}; give --data")
+    if any(not text.strip() for text in texts):
+        raise BadData("a text to answer is empty")
+    return {seen[0]: list(texts)}
