@@ -15,8 +15,8 @@ from thrifty.train.processes import Processes
 from thrifty.train.training import Material
 
 MAJORITY = {"regression": "the mean of the training targets", "token-classification": "the most frequent tag",
-            "multiple-choice": "the place that is right most often", "causal-generation": "the most frequent target",
-            "seq2seq-generation": "the most frequent target"}
+            "multiple-choice": "the place that is right most often"}
+TITLES = {"linear": "frozen features with a linear head", "untrained": "the same model before training"}
 Answers = list[dict[str, Any]]
 
 
@@ -58,4 +58,4 @@ def take_features(task: Task, model: nn.Module, material: Material, batch: int, 
 
 def title(name: str, task: str) -> str:
     """A baseline in words that fit into "better than ...": """
-    return MAJORITY.get(task, "the majority class") if name == "majority" else "frozen features with a linear head"
+    return MAJORITY.get(task, "the majority class") if name == "majority" else TITLES[name]

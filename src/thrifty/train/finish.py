@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from thrifty import artifact, report
+from thrifty.models.kinds import GENERATION
 from thrifty.report.schema import check
 from thrifty.train import baselines, results
 from thrifty.train.environment import environment
@@ -66,6 +67,12 @@ def predict(job: Job, one: Trained, examples: list[dict[str, Any]]) -> results.A
             at.detach()
 
 
+def predict_untrained(job: Job, examples: list[dict[str, Any]]) -> results.Answers:
+    """What the model said before it was trained."""
+    with plain_model(job):
+        return answer(job.task.predict, job.task, job.backbone.model, examples, job.settings.batch, job.processes, job.precision)
+
+
 @contextlib.contextmanager
 def plain_model(job: Job) -> Iterator[None]:
     """The base model without what was trained. A single process has nothing attached any more."""
@@ -92,6 +99,8 @@ def measure_baselines(job: Job, answers: list[results.Answers], table: Any, exam
                       features: baselines.Features | None) -> list[dict[str, Any]]:
     """The baselines on the same test rows, and how far the run is ahead of each."""
     said = {"majority": job.task.majority(job.dataset.splits["train"], table)}
+    if job.task.name in GENERATION:  # an answer without looking has no loss, by which generation is chosen
+        said = {} if job.processes.sharded else {"untrained": predict_untrained(job, examples)}
     if features is not None:
         with plain_model(job):
             said["linear"] = features.predict(features.see(examples))

@@ -18,7 +18,7 @@ def warnings(job: Job, trained: Sequence[Trained]) -> list[str]:
     if job.precision.warning:
         said.append(job.precision.warning)
     if job.processes.sharded and job.settings.baselines:
-        said.append("The linear baseline was not measured: weights were spread over processes.")
+        said.append("Only the simplest baseline was measured, as weights were spread over processes.")
     if not job.settings.baselines:
         said.append("No baseline was measured, so nothing says what the score is worth.")
     last = [one.seed for one in trained if one.log.stopped == "finished" and one.log.best_step == one.log.step
