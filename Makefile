@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM = false
 .PHONY: demo test test-slow test-timm lint wheel clean
 
 demo: $(VENV)/demo.stamp
-	OMP_NUM_THREADS=$$(nproc 2>/dev/null || sysctl -n hw.ncpu || echo 2) $(BIN)/thrifty tune --model minilm --data cityline --method lora --out runs/demo --overwrite
+	OMP_NUM_THREADS=$$(nproc 2>/dev/null || sysctl -n hw.ncpu || echo 2) $(BIN)/thrifty tune --model minilm --data cityline --method lora --rate 3e-3 --epochs 8 --out runs/demo --overwrite
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2 -m "not slow and not timm" $(TESTS)

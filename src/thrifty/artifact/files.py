@@ -37,6 +37,7 @@ def whole_folder(path: Path, ours: frozenset[str]) -> Iterator[Path]:
     try:
         yield fresh
         for file in fresh.iterdir():
+            os.chmod(file, 0o644)
             _sync(file)
         os.chmod(fresh, 0o755)
         old = path.with_name(f".{path.name}.old")

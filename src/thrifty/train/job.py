@@ -89,7 +89,9 @@ class Job:
         finally:
             progress.close()
         refuse_moved(model, before)
-        return Trained(seed, log, self.save(place / "adapter"), at.state() if self.processes.world > 1 else None, self.count())
+        trained = self.count()
+        self.method.finish(at)
+        return Trained(seed, log, self.save(place / "adapter"), at.state() if self.processes.world > 1 else None, trained)
 
     def prepare(self, seed: int) -> Attachment:
         """A backbone with the method attached, and encoded rows."""

@@ -1,17 +1,20 @@
 """Peak learning rates to start from, where the user names none.
 
-A method states the rate that its paper uses, as its class attribute ``rate``. With a new head, which starts from nothing and
-trains at the same rate, that is too slow on small sets: there the table of what was measured on the built-in model and set goes
-first. (LoRA, 480 rows: 75.5 % at 1e-3, 78 % at 3e-3, 76.5 % at 1e-2, where a linear head on frozen features reaches 72.5 %.)
-Models far larger than some ten million parameters want less.
+A method states the rate that its paper uses, as its class attribute ``rate``: for long trainings of models of some hundred
+million parameters. With a new head, which starts from nothing and trains at the same rate, on a small set and a small model, that
+is too slow: there the table below goes first. LoRA's was measured on the built-in model and set (480 rows: 75.5 % at 1e-3, 78 % at
+3e-3, 76.5 % at 1e-2, where a linear head on frozen features reaches 72.5 %); the others are of the same order, and
+``benchmarks/foundation.py`` shows what they give. Models far larger than some ten million parameters want less.
 """
 from __future__ import annotations
 
 from thrifty.core import Method
 
 WITH_NEW_HEAD = {
-    "lora": 2e-3,
-    "dora": 2e-3,
+    "full": 1e-4, "linear-probe": 1e-2, "bitfit": 3e-3, "layernorm": 3e-3,
+    "lora": 2e-3, "dora": 2e-3, "ia3": 1e-2,
+    "houlsby": 2e-3, "pfeiffer": 2e-3, "parallel-adapter": 2e-3,
+    "prefix": 3e-3, "prompt": 1e-1, "vpt": 1e-2,
 }
 
 
