@@ -97,7 +97,8 @@ def test_a_module_mounted_at_two_paths() -> None:
 
 @pytest.mark.parametrize(("where", "said"), [
     ("atn.q", "Did you mean 'attn.q'"), ("attn.q|atn.v", "'atn.v' in 'attn.q|atn.v'"),
-    ("bert.encoder.layer.9.*", "no site matches"), ("attn.q[7]", "no site matches"), ("attn.q[", "cannot read"), ("attn.q|!attn.q", "leaves no site"), ("", "cannot read")])
+    ("bert.encoder.layer.9.*", "no site matches"), ("attn.q[7]", "no site matches"),
+    ("attn.q[", "cannot read"), ("attn.q|!attn.q", "leaves no site"), ("", "cannot read")])
 def test_targets_that_match_nothing(where: str, said: str) -> None:
     model = tiny.make("bert").fresh()
     with pytest.raises(NoSuchSite) as caught:

@@ -12,8 +12,8 @@ from . import ledger as ledgers
 from . import state as states
 from .building import Building
 from .edit import install, rehook, remove
-from .errors import DeadEdit, ThriftyError
-from .merging import MergeReport, fold_all, restore
+from .errors import CannotMerge, DeadEdit, ThriftyError
+from .merging import MergeReport, fold_all, lifted, restore, touched
 from .plan import Row
 from .probe import Example, uncalled
 from .summary import Summary, summarise
@@ -45,14 +45,19 @@ class Attachment(Building):
                            "path): choose other sites")
 
     def enable(self, on: bool = True, where: Callable[[Row], bool] = lambda row: True) -> None:
-        """Switch edits on or off, all or those whose plan row ``where`` accepts. Off for all is the base model, bit for bit."""
+        """Switch edits on or off, all or those whose plan row ``where`` accepts. Off for all is the base model, bit for bit.
+
+        Raises:
+            ThriftyError: the attachment is merged, so that there is nothing to switch.
+        """
         self._alive()
+        if self.merged:
+            raise ThriftyError(f"the attachment {self.name!r} is merged into the weights: unmerge() it before switching it")
         every = all(where(row) for row in self.plan)
         for row in self.plan:
             if where(row):
                 row.on = self.edits[row.key].on = on
-                if not self.merged:
-                    rehook(self.edits[row.key].site.module)
+                rehook(self.edits[row.key].site.module)
         if every:
             self._swap_base(on)
 
@@ -80,16 +85,20 @@ class Attachment(Building):
         merge is final and the handle is closed.
 
         Raises:
-            CannotMerge: before anything is touched, naming the edit that is no change of a weight, the quantised layer, or the
-                site where more than ``limit`` would be lost.
+            CannotMerge: before anything is touched, naming the edit that is no change of a weight, the quantised layer, the
+                site where more than ``limit`` would be lost, or the attachment that still keeps an original under a final merge.
         """
         self._alive()
         if self.merged:
             raise ThriftyError(f"the attachment {self.name!r} is merged already")
         report, self.backup, self.replaced = fold_all(self, limit, quantised)
+        if not keep_base:
+            self._refuse_kept()
         self._uninstall()
         self.merged = True
+        self._book().merges.append(self)
         if not keep_base:
+            self._book().merges.remove(self)
             self.backup, self.replaced, self.base = {}, [], {}
             self._close()
         return report
@@ -98,8 +107,10 @@ class Attachment(Building):
         """Undo ``merge``, bit for bit."""
         if not self.merged:
             raise ThriftyError(f"the attachment {self.name!r} is not merged")
-        restore(self.model, self.backup, self.replaced)
+        with lifted(self):
+            restore(self.model, self.backup, self.replaced)
         self.backup, self.replaced, self.merged = {}, [], False
+        self._book().merges.remove(self)
         for key, edit in self.edits.items():
             install(edit.site.module, self.slots[key], edit)
         if self.context.shared is not None:
@@ -115,8 +126,9 @@ class Attachment(Building):
         self._uninstall()
         if not self.stash:
             tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-            for name, original in self.base.items():
-                tensors[name].copy_(original)
+            with lifted(self):
+                for name, original in self.base.items():
+                    tensors[name].copy_(original)
         for name in self.base:
             if (p := dict(self.model.named_parameters()).get(name)) is not None:
                 p.requires_grad_(False)
@@ -159,15 +171,31 @@ class Attachment(Building):
     def _swap_base(self, on: bool) -> None:
         if on == (not self.stash):
             return
-        for name, original in self.base.items():
-            tensor = self._tensor(name)
-            if on:
-                tensor.copy_(self.stash[name])
-            else:
-                self.stash[name] = tensor.detach().clone()
-                tensor.copy_(original)
+        with lifted(self):
+            for name, original in self.base.items():
+                tensor = self._tensor(name)
+                if on:
+                    tensor.copy_(self.stash[name])
+                else:
+                    self.stash[name] = tensor.detach().clone()
+                    tensor.copy_(original)
         if on:
             self.stash = {}
+
+    def _refuse_kept(self) -> None:
+        """A final merge under tensors whose originals another attachment keeps would be undone by that one."""
+        for other in self._book().attachments.values():
+            kept = (touched(other) | other.base.keys()) & touched(self)
+            if other is not self and kept:
+                restore(self.model, self.backup, self.replaced)
+                self.backup, self.replaced = {}, []
+                raise CannotMerge(f"{other.name!r} keeps the original of {sorted(kept)[0]!r} and would undo a final merge: detach "
+                                  "it or merge it for good first, or merge with keep_base=True")
+
+    def _book(self) -> ledgers.Ledger:
+        book = ledgers.ledger(self.model)
+        assert book is not None, "an attachment that is not closed is in its model's ledger"
+        return book
 
     def _uninstall(self) -> None:
         for key, edit in self.edits.items():

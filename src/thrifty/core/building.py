@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import ledger as ledgers
 from .edit import Edit, Shared, build, install, plain, remove
 from .errors import HalfAdapted, NoSuchSite, ThriftyError
+from .merging import touched
 from .method import Method
 from .plan import Row
 from .probe import Seen
@@ -119,7 +120,7 @@ class Building:
         ``wildcard`` says that the parameter was one of many and need not be reached by every task.
 
         Raises:
-            HalfAdapted: another attachment trains it already.
+            HalfAdapted: another attachment trains it already, or is merged into it.
         """
         name = ledgers.canonical(self.model, name)
         if name in self.base:
@@ -127,6 +128,9 @@ class Building:
         owner = next((a.name for a in ledgers.attachments(self.model).values() if name in a.base), None)
         if owner:
             raise HalfAdapted(f"{name!r} already trains in place in the attachment {owner!r}; two cannot own its values")
+        merged = next((a.name for a in ledgers.merged(self.model) if name in touched(a)), None)
+        if merged:
+            raise HalfAdapted(f"{merged!r} is merged into {name!r} and keeps its original: unmerge it before this trains in place")
         parameter = self.model.get_parameter(name)
         self.base[name] = parameter.detach().clone()
         parameter.requires_grad_(True)

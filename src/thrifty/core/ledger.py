@@ -22,6 +22,7 @@ class Ledger:
     def __init__(self, model: nn.Module):
         self.model = model
         self.attachments: dict[str, Attachment] = {}
+        self.merges: list[Attachment] = []  # those that are merged, the first one lowest
         self.wanted = {name: p.requires_grad for name, p in model.named_parameters()}
         self.handles: list[torch.utils.hooks.RemovableHandle] = []
         self.modes: dict[str, bool] = {}
@@ -51,7 +52,8 @@ class Ledger:
     def base_tensors(self, skip: frozenset[str] = frozenset()) -> dict[str, Tensor]:
         """The base model's parameters and persistent buffers as they were, by name, without those in ``skip``."""
         found: dict[str, Tensor] = {}
-        originals = {n: t for a in self.attachments.values() for n, t in (a.base | a.backup).items()}
+        originals = {n: t for a in reversed(self.merges) for n, t in a.backup.items()}
+        originals |= {n: t for a in self.attachments.values() for n, t in a.base.items()}
         for name, tensor in self.model.state_dict(keep_vars=True).items():
             if not _owned(name) and name not in skip and isinstance(tensor, Tensor):
                 found[name] = originals.get(name, tensor)
@@ -67,6 +69,12 @@ def attachments(model: nn.Module) -> dict[str, Attachment]:
     """The attachments on ``model`` by name, in order; also on a deep copy or an unpickled one."""
     book = ledger(model)
     return dict(book.attachments) if book else {}
+
+
+def merged(model: nn.Module) -> list[Attachment]:
+    """The attachments that are merged into ``model``, in the order in which they were."""
+    book = ledger(model)
+    return list(book.merges) if book else []
 
 
 def enter(at: Attachment) -> Ledger:

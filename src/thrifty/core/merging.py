@@ -1,8 +1,11 @@
 """Folding edits into the weights they act on, with the rounding that costs measured, and taking them out again."""
 from __future__ import annotations
 
+import contextlib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +13,7 @@ from torch import Tensor, nn
 from . import weight as weights
 from .edit import Edit, edits_on
 from .errors import CannotMerge
+from .ledger import canonical, merged
 
 if TYPE_CHECKING:
     from .attachment import Attachment
@@ -35,8 +39,9 @@ class MergeReport:
         return text + (f"; {len(self.dequantised)} quantised layers became dense" if self.dequantised else "")
 
 
-def fold_all(at: Attachment, limit: float, quantised: str) -> tuple[MergeReport, dict[str, Tensor], Replaced]:
-    """Write every edit of ``at`` into its weight.
+def fold_all(at: Attachment, limit: float, quantised: str,
+             again: bool = False) -> tuple[MergeReport, dict[str, Tensor], Replaced]:
+    """Write every edit of ``at`` into its weight; ``again`` when it was there before and was only lifted.
 
     Returns the report, the originals of what was overwritten (by parameter name) and the quantised modules that were replaced.
 
@@ -44,14 +49,15 @@ def fold_all(at: Attachment, limit: float, quantised: str) -> tuple[MergeReport,
         CannotMerge: before anything is touched, naming the edit or site and why.
     """
     plans = _group(at)
-    _refuse_neighbours(at, plans)
+    if not again:
+        _refuse_neighbours(at, plans)
     report, new = MergeReport(), {}
     for path, edits in plans.items():
         module = at.model.get_submodule(path)
         if weights.is_quantised(module) and quantised != "dequantise":
             raise CannotMerge(f"{path!r} is quantised ({type(module).__name__}): its grid would swallow the edit. Merge with "
                               "quantised='dequantise' to replace the layer by a dense one, or into the full-precision base")
-        old_weight, old_bias = _whole(edits[0])
+        old_weight, old_bias = _whole(module, path)
         wide = torch.float64 if old_weight.numel() <= EXACT or old_weight.dtype == torch.float64 else torch.float32
         target_weight, target_bias = _folded(edits, old_weight.to(wide), None if old_bias is None else old_bias.to(wide))
         stored = torch.float32 if weights.is_quantised(module) else old_weight.dtype
@@ -59,19 +65,40 @@ def fold_all(at: Attachment, limit: float, quantised: str) -> tuple[MergeReport,
         if report.errors[path] > limit:
             raise CannotMerge(f"merging {path!r} in {old_weight.dtype} would lose {report.errors[path]:.0%} of the adapter's "
                               f"effect (limit {limit:.0%}): load the base in float32 to merge, or serve it unmerged")
-        new[path] = target_weight, target_bias
+        moved = target_bias is not None and old_bias is not None and not torch.equal(target_bias.to(old_bias), old_bias)
+        new[path] = target_weight, target_bias, moved
     backup: dict[str, Tensor] = {}
-    replaced: list[tuple[str, nn.Module]] = []
-    for path, (weight, bias) in new.items():
+    replaced: Replaced = []
+    for path, (weight, bias, moved) in new.items():
         module = at.model.get_submodule(path)
         if weights.is_quantised(module):
             replaced.append((path, module))
             report.dequantised.append(path)
             _replace(at.model, path, _dense(module, weight, bias))
             continue
-        backup |= {f"{path}.{n}": p.detach().clone() for n, p in _stored(module).items() if n == "weight" or bias is not None}
-        _write(module, weight, bias)
+        backup = {name: p.detach().clone() for name, p in _behind(at.model, path, moved).items()} | backup
+        _write(module, weight, bias if moved else None)
     return report, backup, replaced
+
+
+def touched(at: Attachment) -> set[str]:
+    """Names of the base parameters that a merged ``at`` overwrote."""
+    return {*at.backup, *(f"{path}.weight" for path, _ in at.replaced)}
+
+
+@contextlib.contextmanager
+def lifted(at: Attachment) -> Iterator[None]:
+    """Lifts off what other attachments merged above the tensors that ``at`` is about to put back, and merges it again."""
+    merges = merged(at.model)
+    below = merges[: merges.index(at)] if at in merges else []
+    above = [a for a in merges if a is not at and (touched(a) & at.base.keys() or a not in below and touched(a) & touched(at))]
+    for other in reversed(above):
+        restore(at.model, other.backup, other.replaced)
+    try:
+        yield
+    finally:
+        for other in above:
+            _, other.backup, other.replaced = fold_all(other, math.inf, "dequantise", again=True)
 
 
 @torch.no_grad()
@@ -80,8 +107,7 @@ def restore(model: nn.Module, backup: dict[str, Tensor], replaced: Replaced) -> 
     for path, module in replaced:
         _replace(model, path, module)
     for name, value in backup.items():
-        holder, _, short = name.rpartition(".")
-        _stored(model.get_submodule(holder))[short].copy_(value)
+        model.get_parameter(name).copy_(value)
 
 
 def _group(at: Attachment) -> dict[str, list[Edit]]:
@@ -125,14 +151,19 @@ def _loss(old: Tensor, target: Tensor, stored: torch.dtype) -> float:
     return float((target.to(stored).to(old.dtype) - target).double().norm() / size) if size > 0 else 0.0
 
 
-def _whole(edit: Edit) -> tuple[Tensor, Tensor | None]:
-    module = edit.site.module
+def _whole(module: nn.Module, path: str) -> tuple[Tensor, Tensor | None]:
     bias = getattr(module, "bias", None)
-    return weights.read(module, edit.site.path), bias() if callable(bias) else bias
+    return weights.read(module, path), bias() if callable(bias) else bias
 
 
-def _stored(module: nn.Module) -> dict[str, Tensor]:
-    return {n: t for n in ("weight", "bias") if isinstance(t := getattr(module, n, None), Tensor)}
+def _behind(model: nn.Module, path: str, moved: bool) -> dict[str, nn.Parameter]:
+    """The parameters that a merge at ``path`` writes to: the module's own, or its owner's if it stands for rows of them."""
+    module = model.get_submodule(path)
+    if next(module.parameters(recurse=False), None) is None:
+        path = path.rpartition(".")[0]
+        module = model.get_submodule(path)
+    found = {f"{path}.{n}".lstrip("."): p for n, p in module.named_parameters(recurse=False) if moved or not n.endswith("bias")}
+    return {canonical(model, name): p for name, p in found.items()}
 
 
 @torch.no_grad()
@@ -141,7 +172,7 @@ def _write(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
         raise CannotMerge(f"{type(module).__name__} holds its weight sharded: gather it before merging")
     weights.read(module, "").copy_(weight)
     if bias is not None:
-        _stored(module)["bias"].copy_(bias)
+        cast("Tensor", module.bias).copy_(bias)
 
 
 def _dense(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -178,6 +178,10 @@ class OpenEncoder(nn.TransformerEncoder):
         return not self.mask_check or bool((empty.int().diff(dim=1) >= 0).all())
 
 
+for _open, _stock in ((OpenAttention, nn.MultiheadAttention), (OpenEncoder, nn.TransformerEncoder)):
+    _open.__name__ = _stock.__name__  # a model's class is named in errors and files; those speak of its owner's class
+
+
 def open_attention(model: nn.Module) -> None:
     """Open every stock nn.MultiheadAttention and nn.TransformerEncoder in ``model``."""
     for module in list(model.modules()):

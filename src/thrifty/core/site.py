@@ -233,7 +233,7 @@ def _all(model: nn.Module, seen: Seen, own: Mapping[str, str]) -> Iterator[Site]
             continue
         named[path] = name
         around = tuple(named[a] for a in reversed(_above(path)) if a in named)
-        about = dict(depth=depth, stack=stack, within=around, mounts=tuple(mounts[id(module)]), seen=seen)
+        about = {"depth": depth, "stack": stack, "within": around, "mounts": tuple(mounts[id(module)]), "seen": seen}
         fused = name in ("attn.qkv", "mlp.gate_in")
         owner = model.get_submodule(path.rpartition(".")[0])
         split = parts(name, module, owner, Site(path, module, name)._width("out")) if fused else None
