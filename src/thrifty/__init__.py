@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "attach": "core", "attachments": "core", "sites": "core", "Attachment": "core", "Edit": "core", "Method": "core", "Site": "core",
-    "register": "core", "save": "artifact", "load": "artifact", "fingerprint": "artifact", "combine": "compose",
+    "attach": "core", "attachments": "core", "sites": "core", "register": "core",
+    "Attachment": "core", "Edit": "core", "Method": "core", "Site": "core",
+    "save": "artifact", "load": "artifact", "fingerprint": "artifact", "combine": "compose",
     "tune": "train", "ThriftyError": "core.errors",
 }
 
