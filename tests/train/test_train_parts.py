@@ -54,6 +54,19 @@ def test_each_epoch_sees_every_row_once_in_its_own_order() -> None:
     assert Order(10, 4, seed=1).step(0) != order.step(0)
 
 
+def test_rows_of_like_length_go_together_and_every_row_once() -> None:
+    lengths = torch.randint(1, 100, (320,), generator=torch.Generator().manual_seed(0)).tolist()
+    order, plain = Order(320, 16, 0, lengths), Order(320, 16, 0)
+    epochs = [[order.step(20 * e + i) for i in range(20)] for e in range(2)]
+    assert all(sorted(row for rows in epoch for row in rows) == list(range(320)) for epoch in epochs)
+    padded = [sum(len(rows) * max(lengths[row] for row in rows) for rows in part)
+              for part in (epochs[0], [plain.step(i) for i in range(20)])]
+    assert padded[0] < 0.75 * padded[1]
+    tops = [max(lengths[row] for row in rows) for rows in epochs[0]]
+    assert tops != sorted(tops)  # short and long steps alternate by chance
+    assert {tuple(sorted(rows)) for rows in epochs[0]}.isdisjoint({tuple(sorted(rows)) for rows in epochs[1]})
+
+
 def test_the_order_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
     Order(10, 4, 0).step(0)

@@ -1,7 +1,7 @@
 """A model's answers to a whole table."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -18,6 +18,13 @@ class Abandoned(Exception):
     """An evaluation that was given up because the user asked to stop."""
 
 
+def length(example: Mapping[str, Any]) -> int:
+    """Tokens of an encoded example, 0 where it is no text."""
+    if "choices" in example:
+        return max(map(length, example["choices"]))
+    return len(example.get("input_ids", ()))
+
+
 def answer(question: Answer, task: Task, model: nn.Module, examples: list[dict[str, Any]], batch: int, processes: Processes,
            precision: Precision, wish: Wish | None = None) -> list[Any]:
     """``question(model, batch)`` for every example, in their order. Examples of like length go together, to pad little.
@@ -27,7 +34,7 @@ def answer(question: Answer, task: Task, model: nn.Module, examples: list[dict[s
     Raises:
         Abandoned: ``wish`` came while one process was alone at it.
     """
-    rows = sorted(range(len(examples)), key=lambda i: len(examples[i].get("input_ids", ())))
+    rows = sorted(range(len(examples)), key=lambda i: length(examples[i]))
     batches = [rows[i : i + batch] for i in range(0, len(rows), batch)]
     shared = processes.world > 1 and not processes.sharded
     found: list[Any] = [None] * len(examples)

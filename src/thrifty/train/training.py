@@ -17,7 +17,7 @@ from thrifty.train.interrupt import Interrupted, Wish
 from thrifty.train.log import Log
 from thrifty.train.order import Order, deal
 from thrifty.train.precision import Precision
-from thrifty.train.predicting import Abandoned, answer
+from thrifty.train.predicting import Abandoned, answer, length
 from thrifty.train.processes import Processes, move
 from thrifty.train.progress import Progress
 from thrifty.train.schedule import share
@@ -43,7 +43,8 @@ class Training:
         assert settings.rate is not None and settings.epochs is not None and at.method is not None
         self.at, self.model, self.task, self.material, self.settings = at, model, task, material, settings
         self.processes, self.precision, self.method = processes, precision, at.method
-        self.order = Order(len(material.train), settings.batch * settings.accumulate * processes.world, seed)
+        self.order = Order(len(material.train), settings.batch * settings.accumulate * processes.world, seed,
+                           [length(example) for example in material.train])
         self.total = max(1, math.ceil(settings.epochs * self.order.per_epoch))
         self.optimizer = torch.optim.AdamW(self.method.groups(at, settings.rate, settings.decay), lr=settings.rate)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
