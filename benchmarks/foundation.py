@@ -166,6 +166,9 @@ def table() -> str:
     rows = stored()
     rates = ", ".join(f"{k} {v:g}" for k, v in RATES.items())
     text = [INTRODUCTION.format(machine=platform.processor() or platform.machine(), cores=os.cpu_count(), rates=rates)]
+    wanted = sum(3 * len(case.methods) for case in CASES.values())
+    if len(rows) < wanted:
+        text.append(f"**Not finished:** {len(rows)} of {wanted} runs are measured; `python benchmarks/foundation.py run` goes on.\n")
     for name, case in CASES.items():
         here = [r for r in rows if r["set"] == name]
         if here:
