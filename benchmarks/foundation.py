@@ -15,6 +15,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,14 +138,19 @@ def stored() -> list[dict[str, Any]]:
 
 
 def run_all(only: list[str], methods: list[str], seeds: int) -> None:
-    """Measure what is not measured yet; seeds outermost, so that an interrupted study is balanced."""
+    """Measure what is not measured yet; seeds outermost, so that an interrupted study is balanced.
+
+    Each run has a process of its own, as peak memory is a process's.
+    """
     known = {(r["set"], r["method"], r["seed"]) for r in stored()}
     for seed in range(seeds):
         for name in only or list(CASES):
             for label in CASES[name].methods:
                 if (methods and label not in methods) or (name, label, seed) in known:
                     continue
-                row = run(name, label, seed)
+                words = [sys.executable, __file__, "one", "--only", name, "--methods", label, "--seeds", str(seed)]
+                row = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+                STORE.parent.mkdir(exist_ok=True)
                 with STORE.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(f"{name:10s} {label:18s} seed {seed}  {row['metric']} {row['test'][row['metric']]:.4f}  "
@@ -168,7 +175,8 @@ def table() -> str:
     text = [INTRODUCTION.format(machine=platform.processor() or platform.machine(), cores=os.cpu_count(), rates=rates)]
     wanted = sum(3 * len(case.methods) for case in CASES.values())
     if len(rows) < wanted:
-        text.append(f"**Not finished:** {len(rows)} of {wanted} runs are measured; `python benchmarks/foundation.py run` goes on.\n")
+        text.append(f"**Not finished:** {len(rows)} of {wanted} runs are measured; `python benchmarks/foundation.py run` goes on "
+                    "where it stopped.\n")
     for name, case in CASES.items():
         here = [r for r in rows if r["set"] == name]
         if here:
@@ -212,11 +220,14 @@ def spread(values: list[float]) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("what", choices=["run", "one", "table"])
     parser.add_argument("--only", default="", help="sets, comma-separated")
     parser.add_argument("--methods", default="", help="methods, comma-separated")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="how many; with `one`, which")
     args = parser.parse_args()
+    if args.what == "one":
+        print(json.dumps(run(args.only, args.methods, args.seeds)))
+        return
     if args.what == "run":
         run_all([x for x in args.only.split(",") if x], [x for x in args.methods.split(",") if x], args.seeds)
     (HERE.parent / "docs" / "results.md").write_text(table())
