@@ -56,7 +56,7 @@ def registered(name: str) -> type[Edit]:
         BrokenArtifact: there is none. Nothing is ever imported by a name found in a file.
     """
     if name not in _REGISTRY:
-        raise BrokenArtifact(f"unknown edit {name!r}." + nearest(name, _REGISTRY))
+        raise BrokenArtifact(f"unknown edit {name!r}." + nearest(name, _REGISTRY, 100))
     return _REGISTRY[name]
 
 
