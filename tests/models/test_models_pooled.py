@@ -11,6 +11,7 @@ import tiny_folders as tiny
 import torch
 import transformers as T
 
+from thrifty.cli.merge import save
 from thrifty.core.errors import BrokenArtifact
 from thrifty.models import load
 from thrifty.models.finding import find
@@ -96,3 +97,14 @@ def test_only_a_pure_mean_counts(folder: Path) -> None:
     config.write_text("{")
     with pytest.raises(BrokenArtifact, match="not JSON"):
         pools_by_mean(folder)
+
+
+def test_a_merged_model_keeps_its_head(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    merged = tmp_path_factory.mktemp("merged")
+    first = load(str(folder), "text-classification", LABELS)
+    save(first, merged)
+    again = load(str(merged), "text-classification", LABELS, seed=1)
+    assert again.source["new_tensors"] == [] and any("head of this size" in note for note in again.source["notes"])
+    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True))
+    other = load(str(merged), "text-classification", LABELS[:2])
+    assert other.source["new_tensors"] == ["classifier.weight", "classifier.bias"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import ledger as ledgers
 from . import state as states
@@ -96,9 +96,9 @@ class Attachment(Building):
             self._refuse_kept()
         self._uninstall()
         self.merged = True
-        self._book().merges.append(self)
-        if not keep_base:
-            self._book().merges.remove(self)
+        if keep_base:
+            self._book().merges.append(self)
+        else:
             self.backup, self.replaced, self.base = {}, [], {}
             self._close()
         return report
@@ -125,12 +125,11 @@ class Attachment(Building):
             self.unmerge()
         self._uninstall()
         if not self.stash:
-            tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
             with lifted(self):
                 for name, original in self.base.items():
-                    tensors[name].copy_(original)
+                    self._tensor(name).copy_(original)
         for name in self.base:
-            if (p := dict(self.model.named_parameters()).get(name)) is not None:
+            if isinstance(p := self._tensor(name), nn.Parameter):
                 p.requires_grad_(False)
                 p._backward_hooks = None
         self._close()

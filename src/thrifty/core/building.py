@@ -194,8 +194,8 @@ class Building:
                 if p.requires_grad:
                     yield f"shared:{name}", p
         for name in self.base:
-            if (found := dict(self.model.named_parameters()).get(name)) is not None:
-                yield f"base:{name}", found
+            if isinstance(tensor := self._tensor(name), nn.Parameter):  # and no buffer
+                yield f"base:{name}", tensor
 
     def parameters(self) -> list[nn.Parameter]:
         """What this attachment trains."""

@@ -15,14 +15,9 @@ if TYPE_CHECKING:
 
 def state(at: Building) -> dict[str, Tensor]:
     """All tensors that the adapter needs, by name, whole (on every rank when sharded) and on the CPU."""
-    found: dict[str, Tensor] = {}
-    for key, edit in at.edits.items():
-        found |= {f"edit:{key}:{n}": t for n, t in edit.state_dict().items()}
-    if at.context.shared is not None:
-        found |= {f"shared:{n}": t for n, t in at.context.shared.state_dict().items()}
-    tensors = {**dict(at.model.named_parameters()), **dict(at.model.named_buffers())}
+    found = _tuner(at)
     for name in at.base:
-        now = at.stash.get(name, tensors[name])
+        now = at.stash[name] if name in at.stash else at._tensor(name)
         if name in at.masks:
             found[f"mask:{name}"] = at.masks[name]
             found[f"base:{name}"] = _whole(now)[at.masks[name]]
@@ -57,17 +52,23 @@ def load_state(at: Building, state: Mapping[str, Tensor]) -> None:
 
 
 def _targets(at: Building) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for key, edit in at.edits.items():
-        found |= {f"edit:{key}:{n}": t for n, t in edit.state_dict(keep_vars=True).items()}
-    if at.context.shared is not None:
-        found |= {f"shared:{n}": t for n, t in at.context.shared.state_dict(keep_vars=True).items()}
+    found = _tuner(at)
     for name in at.base:
         if name in at.masks:
             found[f"mask:{name}"] = at.masks[name]
             found[f"base:{name}"] = at.base[name][at.masks[name]]
         else:
             found[f"base:{name}"] = at._tensor(name)
+    return found
+
+
+def _tuner(at: Building) -> dict[str, Tensor]:
+    """The tensors of the edits and of what they share, themselves and not copies."""
+    found: dict[str, Tensor] = {}
+    for key, edit in at.edits.items():
+        found |= {f"edit:{key}:{n}": t for n, t in edit.state_dict(keep_vars=True).items()}
+    if at.context.shared is not None:
+        found |= {f"shared:{n}": t for n, t in at.context.shared.state_dict(keep_vars=True).items()}
     return found
 
 

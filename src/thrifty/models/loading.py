@@ -78,7 +78,7 @@ def _read_pooled(folder: Path, name: str, task: str, config: Any, dtype: torch.d
     if lost:
         raise BrokenArtifact(f"model {name!r}: the checkpoint lacks {_some(lost)}, or holds them in another shape.")
     model = SentenceClassifier(trunk, 1 if task == "multiple-choice" else config.num_labels).to(dtype)
-    return model, ["classifier.weight", "classifier.bias"]
+    return model, [] if model.read_head(folder) else ["classifier.weight", "classifier.bias"]
 
 
 def _from_pretrained(auto: Any, folder: Path, name: str, config: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:

@@ -66,6 +66,20 @@ class SentenceClassifier(nn.Module):
         nn.init.normal_(self.classifier.weight, std=getattr(config, "initializer_range", 0.02))
         nn.init.zeros_(self.classifier.bias)
 
+    def read_head(self, folder: Path) -> bool:
+        """Take the classifier that the checkpoint in ``folder`` holds (a merged model does); False if it has none of this size."""
+        from safetensors import safe_open
+
+        own, found = self.classifier.state_dict(), {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                held = set(file.keys())
+                found |= {name: file.get_tensor(f"classifier.{name}") for name in own if f"classifier.{name}" in held}
+        if {name: t.shape for name, t in found.items()} != {name: t.shape for name, t in own.items()}:
+            return False
+        self.classifier.load_state_dict(found)
+        return True
+
     @property
     def base_model(self) -> nn.Module:
         """The trunk."""

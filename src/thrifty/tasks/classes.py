@@ -1,7 +1,7 @@
 """What all tasks with one class per example share: cross-entropy, probabilities, metrics, class frequencies."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,14 @@ def predict_shares(target: Any, classes: int, n: int) -> list[Prediction]:
 def rows_of(table: Table) -> int:
     """The number of rows."""
     return len(next(iter(table.values())))
+
+
+def labelled(examples: list[dict[str, Any]], table: Table, targets: Callable[[Table], Any]) -> list[dict[str, Any]]:
+    """The examples, each with its row's ``label`` if the table has labels."""
+    if "label" in table:
+        for example, label in zip(examples, targets(table).tolist(), strict=True):
+            example["label"] = label
+    return examples
 
 
 def label_tensor(examples: Sequence[dict[str, Any]], dtype: torch.dtype = torch.long) -> Batch:

@@ -16,11 +16,12 @@ from thrifty.evaluate.texts import bleu_statistic, chrf_statistic, exact_match, 
 from thrifty.evaluate.weighing import Array, Counts, Statistic, ratio
 from thrifty.models.backbone import Backbone
 from thrifty.tasks.classes import rows_of
-from thrifty.tasks.encoding import IGNORED, Encoder, check_length, column
-from thrifty.tasks.task import Batch, Prediction, Table, Task, predicting
+from thrifty.tasks.encoding import IGNORED, check_length, column
+from thrifty.tasks.task import Batch, Prediction, Table, predicting
+from thrifty.tasks.texts import TextTask
 
 
-class Generation(Task):
+class Generation(TextTask):
     """Roles: ``source``, ``target``, and optionally ``references`` (lists of acceptable texts; else the target is the one).
 
     Selection is by ``negative_loss``, minus the mean loss per target token; `judge` computes it without writing any text.
@@ -32,8 +33,6 @@ class Generation(Task):
     def __init__(self, backbone: Backbone, labels: Sequence[str] | None = None, **limits: Any) -> None:
         super().__init__(backbone, labels, **limits)
         need_sacrebleu()  # now, not after hours of training
-        self.encoder = Encoder(backbone, self.limits["max_length"])
-        self.limits["max_length"] = self.encoder.max_length
         if self.limits["max_new_tokens"] is None:
             self.limits["max_new_tokens"] = self.encoder.max_length // 2
         check_length(self.limits["max_new_tokens"], self.encoder.limit, "max_new_tokens")

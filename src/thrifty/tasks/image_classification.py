@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from thrifty.core.errors import BadData, NoSuchSetting
 from thrifty.models.backbone import Backbone
-from thrifty.tasks.classes import Classification, label_tensor
+from thrifty.tasks.classes import Classification, label_tensor, labelled
 from thrifty.tasks.encoding import column
 from thrifty.tasks.features import image_features
 from thrifty.tasks.task import Batch, Table, accepts
@@ -37,10 +37,7 @@ class ImageClassification(Classification):
         """The picture as it is, its row, and the class."""
         examples: list[dict[str, Any]] = [{"image": image, "row": row}
                                           for row, image in enumerate(column(table, "image", self.name))]
-        if "label" in table:
-            for example, label in zip(examples, self.targets(table).tolist(), strict=True):
-                example["label"] = label
-        return examples
+        return labelled(examples, table, self.targets)
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> Batch:
         """Pictures [B, C, H, W] under the name of the model's first argument (``pixel_values``), and labels [B].

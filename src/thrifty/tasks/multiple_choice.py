@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from thrifty.core.errors import BadData
 from thrifty.evaluate.weighing import Statistic
-from thrifty.models.backbone import Backbone
-from thrifty.tasks.classes import class_statistics, label_tensor
-from thrifty.tasks.encoding import Encoder, column, pad_right, round_up
-from thrifty.tasks.task import Batch, Prediction, Table, Task, logits_of, predicting
+from thrifty.tasks.classes import class_statistics, label_tensor, labelled
+from thrifty.tasks.encoding import column, pad_right, round_up
+from thrifty.tasks.task import Batch, Prediction, Table, logits_of, predicting
+from thrifty.tasks.texts import TextTask
 
 
-class MultipleChoice(Task):
+class MultipleChoice(TextTask):
     """Roles: ``choices`` (lists of texts), optionally ``text``, and ``label`` (the number of the right one).
 
     Limits: ``max_length`` (tokens of a text with one choice), ``metric``. Rows may have different numbers of choices.
@@ -26,12 +26,6 @@ class MultipleChoice(Task):
 
     name = "multiple-choice"
     scores = ("accuracy",)
-    defaults = {"max_length": None}
-
-    def __init__(self, backbone: Backbone, labels: Sequence[str] | None = None, **limits: Any) -> None:
-        super().__init__(backbone, labels, **limits)
-        self.encoder = Encoder(backbone, self.limits["max_length"])
-        self.limits["max_length"] = self.encoder.max_length
 
     def encode(self, table: Table) -> list[dict[str, Any]]:
         """``choices``: the token numbers of the text with each choice; and ``label``."""
@@ -43,10 +37,7 @@ class MultipleChoice(Task):
         self.truncated += len({bisect_right(ends, place) for place in cut})
         examples: list[dict[str, Any]] = [{"choices": encoded[end - len(row):end]}
                                           for end, row in zip(ends, choices, strict=True)]
-        if "label" in table:
-            for example, label in zip(examples, self.targets(table).tolist(), strict=True):
-                example["label"] = label
-        return examples
+        return labelled(examples, table, self.targets)
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> Batch:
         """input_ids, attention_mask, token_type_ids where the model has segments [B, C, T]; labels [B].

@@ -14,12 +14,12 @@ from thrifty.evaluate.regression import mae, mse, pearson, spearman
 from thrifty.evaluate.weighing import Array, Counts, Statistic
 from thrifty.models.backbone import Backbone
 from thrifty.tasks.classes import label_tensor, rows_of
-from thrifty.tasks.encoding import Encoder, column
-from thrifty.tasks.features import text_features
-from thrifty.tasks.task import Batch, Prediction, Table, Task, logits_of, predicting
+from thrifty.tasks.encoding import column
+from thrifty.tasks.task import Batch, Prediction, Table, logits_of, predicting
+from thrifty.tasks.texts import OneText
 
 
-class Regression(Task):
+class Regression(OneText):
     """Roles: ``text``, optionally ``text_pair``, and ``label`` (numbers).
 
     Limits: ``max_length`` (tokens), ``metric``, and ``centre`` and ``scale``: the model learns (label - centre) / scale. `fit`
@@ -29,12 +29,10 @@ class Regression(Task):
 
     name = "regression"
     scores = ("pearson", "spearman", "negative_mse", "negative_mae")
-    defaults = {"max_length": None, "centre": None, "scale": None}
+    defaults = {**OneText.defaults, "centre": None, "scale": None}
 
     def __init__(self, backbone: Backbone, labels: Sequence[str] | None = None, **limits: Any) -> None:
         super().__init__(backbone, labels, **limits)
-        self.encoder = Encoder(backbone, self.limits["max_length"])
-        self.limits["max_length"] = self.encoder.max_length
         for limit in ("centre", "scale"):
             value = self.limits[limit]
             if value is not None and (not _is_number(value) or (limit == "scale" and value <= 0)):
@@ -47,15 +45,6 @@ class Regression(Task):
             self.limits["centre"] = float(target.mean())
         if self.limits["scale"] is None:
             self.limits["scale"] = float(target.std()) or 1.0
-
-    def encode(self, table: Table) -> list[dict[str, Any]]:
-        """Token numbers and the label as it is."""
-        examples, cut = self.encoder.encode(column(table, "text", self.name), table.get("text_pair"))
-        self.truncated += len(cut)
-        if "label" in table:
-            for example, label in zip(examples, self.targets(table).tolist(), strict=True):
-                example["label"] = label
-        return examples
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> Batch:
         """input_ids, attention_mask and, where the model has segments, token_type_ids [B, T]; scaled labels [B]."""
@@ -75,10 +64,6 @@ class Regression(Task):
         with predicting(model):
             found = logits_of(model(**self.inputs(model, batch))).double().squeeze(-1).tolist()
         return [{"prediction": value * scale + centre, "scores": None} for value in found]
-
-    def features(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean of the trunk's last hidden states over the tokens [B, D]."""
-        return text_features(model, self.inputs(model, batch))
 
     def statistics(self, predictions: Sequence[Prediction], table: Table) -> dict[str, Statistic]:
         """Pearson, Spearman, squared and absolute error, and both errors negated, which can select."""

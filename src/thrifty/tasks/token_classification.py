@@ -11,13 +11,14 @@ from thrifty.core.errors import BadData
 from thrifty.evaluate.entities import entity_f1, is_entity_scheme
 from thrifty.evaluate.weighing import Array, Counts, Statistic, ratio
 from thrifty.models.backbone import Backbone
-from thrifty.tasks.encoding import IGNORED, Encoder, column
-from thrifty.tasks.task import Batch, Prediction, Table, Task, logits_of, predicting
+from thrifty.tasks.encoding import IGNORED, column
+from thrifty.tasks.task import Batch, Prediction, Table, logits_of, predicting
+from thrifty.tasks.texts import TextTask
 
 UNKNOWN = -1  # the label of a token whose tag is not known: it is predicted, and no loss accepts it
 
 
-class TokenClassification(Task):
+class TokenClassification(TextTask):
     """Roles: ``tokens`` (lists of words) and ``tags`` (lists of tag numbers). Limits: ``max_length`` (pieces), ``metric``.
 
     A word is tagged at its first piece. Words that were cut off are predicted as "O", or as the first label if there is no "O".
@@ -25,15 +26,12 @@ class TokenClassification(Task):
 
     name = "token-classification"
     scores: tuple[str, ...] = ("entity_f1", "token_accuracy")
-    defaults = {"max_length": None}
 
     def __init__(self, backbone: Backbone, labels: Sequence[str] | None = None, **limits: Any) -> None:
         self.entities = is_entity_scheme(labels or ())
         if not self.entities:
             self.scores = ("token_accuracy",)
         super().__init__(backbone, labels, **limits)
-        self.encoder = Encoder(backbone, self.limits["max_length"])
-        self.limits["max_length"] = self.encoder.max_length
         self.names = list(labels or ())
         self.outside = self.names.index("O") if "O" in self.names else 0
 
