@@ -164,6 +164,14 @@ def test_a_tensor_without_gradient_stops_a_plain_loop_in_its_third_backward_pass
         model(x).sum().backward()
 
 
+def test_of_all_weights_some_may_never_be_reached() -> None:
+    model, x = Lazy(), torch.randn(2, 4)
+    at = thrifty.attach(model, thrifty.methods.find("full").make(), example=x)
+    for _ in range(3):
+        model(x).sum().backward()
+    assert at.watch is not None and sorted(at.watch.unreached) == ["base:idle.bias", "base:idle.weight"]
+
+
 def test_the_watch_leaves_a_healthy_loop_alone() -> None:
     backbone = tiny.make("bert")
     model, at = put(thrifty.LoRA(rank=2), backbone)

@@ -43,8 +43,8 @@ class Watch:
         """
         self.stop()
         dead = [n for n in self.at.active() if n not in self.seen]
-        self.unreached = [n for n in dead if n in self.at.wildcard]
-        dead = [n for n in dead if n not in self.at.wildcard]
+        self.unreached = [n for n in dead if n.removeprefix("base:") in self.at.wildcard]
+        dead = [n for n in dead if n not in self.unreached]
         if dead:
             raise NothingTrains(f"{len(dead)} trainable tensors of {self.at.name!r} got no gradient in two steps: {dead[:5]}. "
                                 + REMEDY)
