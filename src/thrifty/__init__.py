@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "attach": "core", "attachments": "core", "sites": "core", "register": "core",
+    "attach": "core", "attachments": "core", "sites": "core", "register": "core", "task": "core",
     "Attachment": "core", "Edit": "core", "Method": "core", "Site": "core",
     "save": "artifact", "load": "artifact", "fingerprint": "artifact", "combine": "compose",
     "tune": "train", "ThriftyError": "core.errors",
@@ -25,7 +25,7 @@ _WHERE = {
 if TYPE_CHECKING:
     from .artifact import fingerprint, load, save
     from .compose import combine
-    from .core import Attachment, Edit, Method, Site, attach, attachments, register, sites
+    from .core import Attachment, Edit, Method, Site, attach, attachments, register, sites, task
     from .core.errors import ThriftyError
     from .methods import *  # noqa: F403
     from .train import tune

@@ -5,7 +5,8 @@ from .edit import AttentionEdit, Edit, Shared, WeightEdit, apply_weight, registe
 from .ledger import attachments
 from .method import Method, need
 from .plan import Row
+from .routing import task
 from .site import Site, sites
 
 __all__ = ["Attachment", "AttentionEdit", "Edit", "Method", "Row", "Shared", "Site", "WeightEdit", "apply_weight", "attach",
-           "attachments", "need", "register", "registered", "sites"]
+           "attachments", "need", "register", "registered", "sites", "task"]

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,15 +11,17 @@ from torch import nn
 from . import ledger as ledgers
 from .attachment import Attachment
 from .digest import digest
-from .errors import NothingTrains
+from .errors import NoSuchSetting, NothingTrains
 from .method import Method
 from .probe import Example, Seen, guess_example
+from .routing import task
 from .watch import Watch, refuse_reentrant
 
 
 def attach(model: nn.Module, method: Method, name: str = "default", *, also_train: str | None = None,
            example: Example | None = None, batches: Iterable[Any] | None = None, seed: int | None = 0,
-           roles: Mapping[str, str] | None = None, tied: str = "refuse", check: bool = True) -> Attachment:
+           roles: Mapping[str, str] | None = None, tied: str = "refuse", check: bool = True,
+           tasks: Sequence[str] = ()) -> Attachment:
     """Freeze ``model``, put ``method`` on it and return the handle. The model keeps its class and its keys.
 
     Args:
@@ -32,6 +34,7 @@ def attach(model: nn.Module, method: Method, name: str = "default", *, also_trai
         roles: {path pattern: role} for models whose names the table does not know.
         tied: "refuse" edits on one use of a tied weight, or "leave" the other uses as they are.
         check: whether to run the model once in search of dead edits.
+        tasks: names of the tasks that one method serves at once; ``thrifty.task`` then says which a batch belongs to.
 
     Raises:
         NoSuchSite, HalfAdapted, Unfit, NothingTrains, DeadEdit, NoSuchSetting: see each; the model is left as it was.
@@ -41,6 +44,8 @@ def attach(model: nn.Module, method: Method, name: str = "default", *, also_trai
     method.check()
     at = Attachment(model, name, seen=Seen(model, example), roles=roles, tied=tied)
     at.method, at.seed = method, seed
+    if tasks:
+        at.about["tasks"] = name_tasks(tasks)
     try:
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
@@ -55,6 +60,17 @@ def attach(model: nn.Module, method: Method, name: str = "default", *, also_trai
     return at
 
 
+def name_tasks(tasks: Sequence[str]) -> list[str]:
+    """The tasks as a list of names.
+
+    Raises:
+        NoSuchSetting: a name is empty, or stands twice.
+    """
+    if isinstance(tasks, str) or not all(isinstance(name, str) and name for name in tasks) or len(set(tasks)) < len(tasks):
+        raise NoSuchSetting(f"tasks= is a list of different names, not {tasks!r}")
+    return list(tasks)
+
+
 def finish(at: Attachment, example: Example | None, check: bool) -> None:
     """End of building: refuse what is half done, dead or empty, and start to watch the gradients."""
     if at.tied == "refuse":
@@ -64,10 +80,11 @@ def finish(at: Attachment, example: Example | None, check: bool) -> None:
                             f"{type(at.model).__name__} and named no parameter of it")
     refuse_reentrant(at.model)
     if check and next(at.model.parameters()).device.type != "meta":
-        if example is not None:
-            at.check(example)
-        elif (guess := guess_example(at.model)) is not None:
-            with contextlib.suppress(TypeError, ValueError, RuntimeError, IndexError):  # a guess that fails proves nothing
-                at.check(guess)
+        with task(at.model, 0) if at.tasks else contextlib.nullcontext():
+            if example is not None:
+                at.check(example)
+            elif (guess := guess_example(at.model)) is not None:
+                with contextlib.suppress(TypeError, ValueError, RuntimeError, IndexError):  # a guess that fails proves nothing
+                    at.check(guess)
     at.start = {n: digest(p) for n, p in at.named_parameters()}
     at.watch = Watch(at)

@@ -29,10 +29,20 @@ class Context:
     """What edits read besides their input: the task or the adapter rows of this batch, features tapped in this forward."""
 
     def __init__(self) -> None:
-        self.task: Tensor | None = None
+        self.task: int | Tensor | None = None
         self.rows: Tensor | None = None
         self.taps: dict[Any, Any] = {}
         self.shared: Any = None
+
+    def which(self) -> int | Tensor:
+        """The task of this batch, or those of its rows [B].
+
+        Raises:
+            ThriftyError: nobody said.
+        """
+        if self.task is None:
+            raise ThriftyError("this adapter serves several tasks: say which the batch belongs to, with thrifty.task(model, name)")
+        return self.task
 
     def __getstate__(self) -> dict[str, Any]:
         """Taps belong to the forward pass that is running; a copy of the model has none."""
@@ -69,6 +79,11 @@ class Building:
         self.base_match = ""  # after loading: how the base was recognised
         self.merged = self.closed = False
         ledgers.enter(cast("Attachment", self))
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names of the tasks that this attachment tells apart; empty if it serves one."""
+        return list(self.about.get("tasks", ()))
 
     def sites(self, where: str) -> list[Site]:
         """The sites that ``where`` names; see ``thrifty.sites``."""
