@@ -1,12 +1,12 @@
 """The engine: five nouns (Site, Edit, Method, Plan, Attachment) that know only torch."""
 from .attaching import attach
 from .attachment import Attachment
-from .edit import AttentionEdit, Edit, Shared, WeightEdit, apply_weight, register, registered
+from .edit import AttentionEdit, Branch, Edit, Shared, WeightEdit, apply_weight, register, registered
 from .ledger import attachments
 from .method import Method, need
 from .plan import Row
 from .routing import task
 from .site import Site, sites
 
-__all__ = ["Attachment", "AttentionEdit", "Edit", "Method", "Row", "Shared", "Site", "WeightEdit", "apply_weight", "attach",
-           "attachments", "need", "register", "registered", "sites", "task"]
+__all__ = ["Attachment", "AttentionEdit", "Branch", "Edit", "Method", "Row", "Shared", "Site", "WeightEdit", "apply_weight",
+           "attach", "attachments", "need", "register", "registered", "sites", "task"]

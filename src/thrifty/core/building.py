@@ -106,7 +106,7 @@ class Building:
         while key in self.edits:
             key += "+"
         slot = self._slot(site)
-        made.__dict__["context"] = self.context
+        made.join(self.context)
         install(site.module, slot, made)
         self.edits[key], self.slots[key] = made, slot
         seen = {**self.seen.shapes.get(site.path, {}), **widths}

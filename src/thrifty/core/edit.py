@@ -84,6 +84,10 @@ class Edit(nn.Module):
         """The columns of a fused projection that the edit is about, or None."""
         return self.site.part
 
+    def join(self, context: Any) -> None:
+        """Take part in an attachment, whose edits all read the same ``context``."""
+        self.__dict__["context"] = context
+
     def delta(self, weight: Tensor) -> Tensor:
         """The change of ``weight`` [dout, din, ...] that has the same effect as the edit.
 
@@ -104,6 +108,29 @@ class Edit(nn.Module):
             CannotCombine: this kind of edit has no exact sum.
         """
         raise CannotCombine(f"a weighted sum of {cls.__name__} edits is not one of its kind: only one at weight 1 is exact")
+
+
+class Branch(Edit):
+    """An output edit in three steps, write(y, x, branch(read(y, x))), so that several can be composed before they are written.
+
+    ``branch`` gives what is added, without what it is added to.
+    """
+
+    def read(self, y: Tensor, x: Tensor) -> Tensor:
+        """What the branch takes in: by default what the site gave out."""
+        return y
+
+    def branch(self, h: Tensor) -> Tensor:
+        """The addition, in the precision of the parameters."""
+        raise NotImplementedError
+
+    def write(self, y: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        """The site's output with the addition ``z``: by default y + z."""
+        return y + z.to(y.dtype)
+
+    def forward(self, y: Tensor, x: Tensor) -> Tensor:
+        """y [..., dout], x [..., din] -> [..., dout]."""
+        return self.write(y, x, self.branch(self.read(y, x)))
 
 
 class WeightEdit(Edit):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Edit, Site, register
+from ..core import Branch, Edit, Site, register
 from ..core.errors import DeadEdit
 
 
@@ -26,7 +26,7 @@ ACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu, "gelu": F.gelu, "gelu_tanh": _gelu_tanh, "swish": F.silu, "tanh": torch.tanh, "identity": _identity}
 
 
-class Projections(Edit):
+class Projections(Branch):
     """The projections ``down`` [d -> m] and ``up`` [m -> dout] and what lies between. Biases start at zero.
 
     ``init``: "normal" and "truncated" (at two deviations) draw both weights with deviation ``std``; "zero" draws W_d as
@@ -59,10 +59,6 @@ class Bottleneck(Projections):
     def __init__(self, site: Site, rank: int, act: str, init: str, std: float, scale: float = 1.0, dropout: float = 0.0):
         super().__init__(site, rank, site.dout, act, init, std, scale, dropout)
 
-    def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        """y [..., d] -> [..., d]."""
-        return y + self.branch(y).to(y.dtype)
-
 
 @register("bottleneck-before-norm")
 class BeforeNorm(Projections):
@@ -71,10 +67,10 @@ class BeforeNorm(Projections):
     def __init__(self, site: Site, rank: int, act: str, init: str, std: float, scale: float = 1.0, dropout: float = 0.0):
         super().__init__(site, rank, site.dout, act, init, std, scale, dropout)
 
-    def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        """y = LN(x) [..., d], x [..., d] -> [..., d]."""
+    def write(self, y: Tensor, x: Tensor, z: Tensor) -> Tensor:
+        """LN(x + z), where y = LN(x) [..., d]."""
         # forward() and not a call: a call would run the hooks, and with them this edit, again
-        again: Tensor = self.site.module.forward(x + self.branch(y).to(x.dtype))
+        again: Tensor = self.site.module.forward(x + z.to(x.dtype))
         return again
 
 
@@ -103,15 +99,15 @@ class Beside(Projections):
         super().__init__(site, rank, width, act, init, std, scale, dropout)
         self.key = key
 
-    def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        """y [..., dout], x [..., width] -> [..., dout].
+    def read(self, y: Tensor, x: Tensor) -> Tensor:
+        """What the tap left, or x; [..., width].
 
         Raises:
             DeadEdit: nothing was left under the key in this forward pass.
         """
-        if self.key:
-            if self.key not in self.context.taps:
-                raise DeadEdit(f"the adapter at {self.site.path!r} waits for the input of {self.key!r}, whose tap is off or "
-                               "is never reached: switch both on or off together")
-            x = self.context.taps.pop(self.key)  # kept no longer than needed: it holds the graph
-        return y + self.branch(x).to(y.dtype)
+        if not self.key:
+            return x
+        if self.key not in self.context.taps:
+            raise DeadEdit(f"the adapter at {self.site.path!r} waits for the input of {self.key!r}, whose tap is off or "
+                           "is never reached: switch both on or off together")
+        return self.context.taps.pop(self.key)  # kept no longer than needed: it holds the graph

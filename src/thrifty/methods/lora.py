@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Edit, Method, Site, apply_weight, need, register
+from ..core import Branch, Method, Site, apply_weight, need, register
 
 if TYPE_CHECKING:
     from ..core import Attachment
 
 
 @register("low-rank")
-class LowRank(Edit):
+class LowRank(Branch):
     """y + s B A x, with A [rank, din], B [dout, rank] and s = alpha / rank, or alpha / sqrt(rank) if ``stable``.
 
     B starts at zero, so the model starts unchanged. On an embedding it is A that starts at zero, and B ~ N(0, 1). On a
@@ -50,10 +50,13 @@ class LowRank(Edit):
         else:
             nn.init.kaiming_uniform_(self.A, a=5**0.5)
 
-    def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        """y [..., dout], x [..., din] (token ids for an embedding; images for a convolution) -> [..., dout]."""
-        x = x if self.kind == "embedding" else self.dropout(x.to(self.A.dtype))
-        return y + self.update(x).to(y.dtype)
+    def read(self, y: Tensor, x: Tensor) -> Tensor:
+        """x [..., din]; token ids for an embedding, images for a convolution."""
+        return x
+
+    def branch(self, h: Tensor) -> Tensor:
+        """s B A dropout(h)."""
+        return self.update(h if self.kind == "embedding" else self.dropout(h.to(self.A.dtype)))
 
     def update(self, x: Tensor) -> Tensor:
         """s B A x."""
