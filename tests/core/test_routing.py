@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,12 +52,18 @@ def test_by_name_by_number_and_by_row() -> None:
             torch.testing.assert_close(model(x), base + torch.tensor([[2.0], [0.0]]))
 
 
-def test_nothing_is_assumed_when_nothing_was_told() -> None:
-    model, x, _ = _attached()
+def test_nothing_is_assumed_when_nothing_was_told(tmp_path: Path) -> None:
+    model, x, at = _attached()
     with pytest.raises(ThriftyError, match="say which"):
         model(x)
     with thrifty.task(model, "cola"):
         pass
+    with pytest.raises(ThriftyError, match="say which"):
+        model(x)
+    at.save(tmp_path / "adapter", unchanged=True)
+    at.detach()
+    loaded = thrifty.load(model, tmp_path / "adapter", example=x)  # a method of one's own is found again, as it is defined
+    assert loaded.tasks == ["rte", "mrpc", "cola"] and isinstance(loaded.method, Shifts)
     with pytest.raises(ThriftyError, match="say which"):
         model(x)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import Attachment
+from ..core import Attachment, Method
 from ..core.attaching import finish
 from ..core.errors import BrokenArtifact, ThriftyError
 from ..core.probe import Example, Seen
@@ -103,10 +103,19 @@ def _read_tensors(folder: Path, data: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _method(data: dict[str, Any]) -> Any:
-    from ..methods import find
-
     if data["method"] is None:
         return None
-    made = find(data["method"]["name"]).make(**data["method"]["settings"])
+    made = _find(data["method"]["name"]).make(**data["method"]["settings"])
     made.check()
     return made
+
+
+def _find(name: str) -> type[Method]:
+    """A method of the catalogue, or one that a user has defined by now: nothing is imported by a name found in a file."""
+    from ..methods import CATALOGUE, find
+
+    kinds: list[type[Method]] = [Method]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    own = {kind.name: kind for kind in kinds if kind.name and kind.name not in CATALOGUE}
+    return own[name] if name in own else find(name)
