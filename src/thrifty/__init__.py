@@ -18,13 +18,14 @@ __version__ = "0.1.0"
 _WHERE = {
     "attach": "core", "attachments": "core", "sites": "core", "register": "core", "task": "core",
     "Attachment": "core", "Edit": "core", "Method": "core", "Site": "core",
-    "save": "artifact", "load": "artifact", "fingerprint": "artifact", "combine": "compose",
+    "save": "artifact", "load": "artifact", "fingerprint": "artifact",
+    **dict.fromkeys(("Average", "Fuse", "Parallel", "Rows", "Split", "Stack", "combine", "compose"), "composition"),
     "tune": "train", "ThriftyError": "core.errors",
 }
 
 if TYPE_CHECKING:
     from .artifact import fingerprint, load, save
-    from .compose import combine
+    from .composition import Average, Fuse, Parallel, Rows, Split, Stack, combine, compose
     from .core import Attachment, Edit, Method, Site, attach, attachments, register, sites, task
     from .core.errors import ThriftyError
     from .methods import *  # noqa: F403

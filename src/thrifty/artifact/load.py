@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import Attachment, Method
+from ..core import Attachment, Method, Row
 from ..core.attaching import finish
 from ..core.errors import BrokenArtifact, ThriftyError
 from ..core.probe import Example, Seen
@@ -59,10 +59,7 @@ def load(model: nn.Module, path: str | Path, name: str = "default", *, base: str
     """
     if base not in ("same", "any"):
         raise ThriftyError(f"base= is 'same' or 'any', not {base!r}")
-    folder = Path(path)
-    data = inspect(folder)
-    state = _read_tensors(folder, data)
-    rows = check_schema(data, folder / ABOUT)
+    data, rows, state = read(path)
     replaced = [n for n, about in data["trained"].items() if not about["masked"]]
     match = refuse_other(model, data["base"], replaced) if base == "same" else "not compared"
     at = Attachment(model, name, seen=Seen(model, example, {row.path: row.seen for row in rows}), tied="leave")
@@ -81,6 +78,17 @@ def load(model: nn.Module, path: str | Path, name: str = "default", *, base: str
     at.start = {}  # what a file held may be saved again as it is
     at.base_match = match
     return at
+
+
+def read(path: str | Path) -> tuple[dict[str, Any], list[Row], dict[str, Tensor]]:
+    """What adapter.json says, the rows of its plan, and the tensors; all of it verified.
+
+    Raises:
+        BrokenArtifact: the folder is not whole.
+    """
+    folder = Path(path)
+    data = inspect(folder)
+    return data, check_schema(data, folder / ABOUT), _read_tensors(folder, data)
 
 
 def _read_tensors(folder: Path, data: dict[str, Any]) -> dict[str, Tensor]:

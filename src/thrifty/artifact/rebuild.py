@@ -26,7 +26,8 @@ def rebuild(at: Attachment, rows: list[Row], data: dict[str, Any], state: State)
         BrokenArtifact: an edit is unknown, takes no such numbers, or would need other tensors than the file holds.
         NoSuchSite: the model has no such module.
     """
-    import thrifty.methods  # noqa: F401  every edit that this library knows is registered by its method
+    import thrifty.composition
+    import thrifty.methods  # noqa: F401  every edit that this library knows is registered by its method, or by the algebra
 
     if data["shared"]:
         kind, numbers = data["shared"]

@@ -33,6 +33,7 @@ class Context:
         self.rows: Tensor | None = None
         self.taps: dict[Any, Any] = {}
         self.shared: Any = None
+        self.views: dict[str, Any] = {}  # of the parts, where the attachment is a composition
 
     def which(self) -> int | Tensor:
         """The task of this batch, or those of its rows [B].

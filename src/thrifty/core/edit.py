@@ -63,11 +63,13 @@ def registered(name: str) -> type[Edit]:
 class Edit(nn.Module):
     """One change at one site. The constructor takes the site, then plain data only, so that a plan can rebuild it.
 
-    ``additive`` edits add something to y that depends on x alone, so several of them commute.
+    ``additive`` edits add something to y that depends on x alone, so several of them commute. ``passive`` ones change nothing
+    and only remember what they see.
     """
 
     port: str = "output"
     additive: ClassVar[bool] = False
+    passive: ClassVar[bool] = False
     registered: ClassVar[str] = ""
     site: Site
     context: Any
@@ -113,8 +115,11 @@ class Edit(nn.Module):
 class Branch(Edit):
     """An output edit in three steps, write(y, x, branch(read(y, x))), so that several can be composed before they are written.
 
-    ``branch`` gives what is added, without what it is added to.
+    ``branch`` gives what is added, without what it is added to. ``kept`` is the role of the place, in the same block, whose
+    output a stack of such edits keeps beside what they add; empty for the site's own output.
     """
+
+    kept: ClassVar[str] = ""
 
     def read(self, y: Tensor, x: Tensor) -> Tensor:
         """What the branch takes in: by default what the site gave out."""

@@ -64,6 +64,8 @@ class Bottleneck(Projections):
 class BeforeNorm(Projections):
     """LN(u + A(LN(u))) at a post-norm: the adapter reads the normalised sum u and adds to the sum; LN is used twice."""
 
+    kept = "after.mlp"
+
     def __init__(self, site: Site, rank: int, act: str, init: str, std: float, scale: float = 1.0, dropout: float = 0.0):
         super().__init__(site, rank, site.dout, act, init, std, scale, dropout)
 
@@ -79,6 +81,7 @@ class Tap(Edit):
     """Changes nothing: leaves the site's input under ``key`` for an edit further on in the same forward pass."""
 
     port = "input"
+    passive = True
 
     def __init__(self, site: Site, key: str):
         super().__init__(site)
@@ -93,6 +96,8 @@ class Tap(Edit):
 @register("bottleneck-beside")
 class Beside(Projections):
     """y + A(x), where x is what a ``Tap`` left under ``key``, or the site's own input if ``key`` is empty."""
+
+    additive = True
 
     def __init__(self, site: Site, key: str, width: int, rank: int, act: str, init: str, std: float, scale: float = 1.0,
                  dropout: float = 0.0):

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .artifact import load
-from .core import Attachment, Edit
-from .core.attaching import finish
-from .core.errors import CannotCombine, ThriftyError
+from ..artifact.load import load
+from ..core import Attachment, Edit
+from ..core.attaching import finish
+from ..core.errors import CannotCombine, ThriftyError
 
 
 @dataclass

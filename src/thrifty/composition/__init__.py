@@ -1,0 +1,6 @@
+"""Several adapters as one: stacked, averaged, fused, split over tokens, side by side, row by row; and exact weighted sums."""
+from .algebra import Average, Fuse, Parallel, Rows, Split, Stack
+from .building import compose
+from .weighted_sum import combine
+
+__all__ = ["Average", "Fuse", "Parallel", "Rows", "Split", "Stack", "combine", "compose"]

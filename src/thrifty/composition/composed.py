@@ -1,0 +1,315 @@
+"""One place of a model where several adapters act as one: their edits there, and the tree that says how."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Branch, Edit, Shared, Site, register, registered
+from ..core.attending import Attending
+from ..core.errors import CannotCombine, CannotMerge, Unfit
+from .fusion import Fusion
+
+Tree = dict[str, Any]
+Given = tuple[Tensor, ...]
+
+
+class View:
+    """What the edits of one part read as their context: the attachment's, but with taps and a shared module of their own."""
+
+    def __init__(self, whole: Any, part: str):
+        self.whole, self.part = whole, part
+        self.taps: dict[Any, Any] = {}
+        self.views: dict[str, View] = {}
+
+    @property
+    def shared(self) -> Any:
+        """The module that the edits of this part share."""
+        return self.whole.shared.branches[self.part]
+
+    @property
+    def task(self) -> Any:
+        """The task of the batch."""
+        return self.whole.task
+
+    def which(self) -> int | Tensor:
+        """The task of the batch, or of its rows."""
+        found: int | Tensor = self.whole.which()
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "taps": {}}
+
+
+@register("branches")
+class Branches(Shared):
+    """The shared modules of several parts: {part: [registered name, numbers, whether it is frozen]}."""
+
+    def __init__(self, parts: dict[str, list[Any]]):
+        super().__init__()
+        self.branches = nn.ModuleDict({name: registered(kind)(**numbers) for name, (kind, numbers, _) in parts.items()})
+        for name, (_, _, frozen) in parts.items():
+            self.branches[name].requires_grad_(not frozen)
+
+
+@register("tap-after")
+class TapAfter(Edit):
+    """Changes nothing: leaves the site's output under ``key``, until the next forward pass."""
+
+    passive = True
+
+    def __init__(self, site: Site, key: str):
+        super().__init__(site)
+        self.key = key
+
+    def forward(self, y: Tensor, x: Tensor) -> Tensor:
+        """y, as it is."""
+        self.context.taps[self.key] = y
+        return y
+
+
+@register("composed")
+class Composed(Edit):
+    """The edits of several adapters at one site and port, as one.
+
+    ``tree`` is {"op", "parts", and the node's numbers}, and at its leaves {"part": name, "frozen": bool, "edits": [{"edit",
+    "numbers"}, ...]}, with no edits where the adapter does nothing here. ``residual`` is the key of the tap that holds what
+    the adapters of a stack keep beside their additions, where the site itself does not see it.
+    """
+
+    lead: Any
+
+    def __init__(self, site: Site, port: str, tree: Tree, residual: str = ""):
+        super().__init__(site)
+        self.port, self.tree, self.residual = port, tree, residual
+        self.leaves = nn.ModuleDict()
+        self.fusions = nn.ModuleDict()
+        for leaf in _leaves(tree):
+            edits = [registered(e["edit"])(site, **e["numbers"]) for e in leaf["edits"]]
+            self.leaves[leaf["part"]] = nn.ModuleList(edits).requires_grad_(not leaf["frozen"])
+        self.__dict__["lead"] = _lead(self)  # one of the leaves, not a child twice
+        self.looks = all(edit.passive for part in self.leaves for edit in self.held(part))
+        for way, node in _nodes(tree):
+            _refuse(self, node)
+            if node["op"] == "fuse":
+                settings = {name: node[name] for name in ("value", "dropout", "temperature")}
+                self.fusions[way] = Fusion(site.dout, **settings)
+        if port == "attention":
+            self.__dict__["mode"] = Attending(self)
+
+    def join(self, context: Any) -> None:
+        """Give each part a view of the context."""
+        super().join(context)
+        for name in self.leaves:
+            view = context.views.setdefault(name, View(context, name))  # one for all places, so that taps find each other
+            for edit in self.held(name):
+                edit.join(view)
+
+    def held(self, part: str) -> list[Any]:
+        """The edits of one part."""
+        return list(cast(nn.ModuleList, self.leaves[part]))
+
+    def forward(self, *given: Tensor) -> Any:
+        """As the edits of the site's port take it."""
+        if self.looks:
+            self._watch(self.tree, given)
+            return given[0]
+        if self.port == "output":
+            y, x = given
+            if self.lead is None:
+                return self._pass(self.tree, (y,), x)[0]
+            z = self._addition(self.tree, "", None, y, x, None)
+            return y if z is None else self.lead.write(y, x, z)
+        out = self._pass(self.tree, given, None)
+        return out if self.port == "attention" else out[0]
+
+    def _watch(self, node: Tree, given: Given) -> None:
+        """Let every part that may act see the whole batch."""
+        if "part" in node:
+            for edit in self._edits(node):
+                edit(*given)
+        elif node["op"] in ("rows", "parallel") and isinstance(which := self.context.which(), int):
+            self._watch(node["parts"][which], given)
+        else:
+            for part in node["parts"]:
+                self._watch(part, given)
+
+    # -- edits that only know how to act --------------------------------------------------------------------------------
+    def _pass(self, node: Tree, given: Given, x: Tensor | None) -> Given:
+        if "part" in node:
+            for edit in self._edits(node):
+                out = edit(*given) if x is None else edit(*given, x)
+                given = out if isinstance(out, tuple) else (out,)
+            return given
+        parts, op = node["parts"], node["op"]
+        if op == "stack":
+            for part in parts:
+                given = self._pass(part, given, x)
+            return given
+        if op in ("rows", "parallel"):
+            return self._by_row(node, given, x)
+        whole = [self._pass(part, given, x)[0] for part in parts]
+        return (_mean(whole, node["weights"]) if op == "average" else _cut(whole, node["at"]),)
+
+    def _by_row(self, node: Tree, given: Given, x: Tensor | None) -> Given:
+        which = self.context.which()
+        if isinstance(which, int):
+            return self._pass(node["parts"][which], given, x)
+        self._refuse_rows(which, given[0])
+        pieces, places = [], []
+        for i, part in enumerate(node["parts"]):
+            rows = (which == i).nonzero().squeeze(1)
+            if len(rows):
+                pieces.append(self._pass(part, tuple(t[rows] for t in given), None if x is None else x[rows]))
+                places.append(rows)
+        widths = {tuple(piece[-1].shape[1:]) for piece in pieces}
+        if len(widths) > 1:
+            raise Unfit(f"at {self.site.path!r} the parts give rows of different shapes, {sorted(widths)}, which make no one "
+                        "batch: send their rows in batches of their own")
+        order = torch.cat(places).argsort()
+        return tuple(torch.cat(side)[order] for side in zip(*pieces, strict=True))
+
+    # -- edits that say what they add -----------------------------------------------------------------------------------
+    def _addition(self, node: Tree, way: str, h: Tensor | None, y: Tensor, x: Tensor, rows: Tensor | None) -> Tensor | None:
+        """What ``node`` adds, without the residual; None for nothing. ``h`` is what it reads, if not what its edit reads."""
+        if "part" in node:
+            edits = self._edits(node)
+            if not edits:
+                return None
+            own = edits[0].read(y, x)  # also where h is given, as reading may empty a tap
+            read = own if rows is None else own[rows]
+            return edits[0].branch(read if h is None else h)
+        parts, op = node["parts"], node["op"]
+        if op == "stack":
+            return self._stacked(node, way, h, y, x, rows)
+        if op in ("rows", "parallel"):
+            return self._chosen(node, way, h, y, x, rows)
+        found = [self._addition(part, f"{way}_{i}", h, y, x, rows) for i, part in enumerate(parts)]
+        some = next((z for z in found if z is not None), None)
+        if some is None:
+            return None
+        whole = [torch.zeros_like(some) if z is None else z for z in found]
+        if op == "average":
+            return _mean(whole, node["weights"])
+        if op == "split":
+            return _cut(whole, node["at"])
+        read = (y if rows is None else y[rows]) if h is None else h
+        return self.fusions[way or "_"](read, torch.stack(whole, -2))
+
+    def _stacked(self, node: Tree, way: str, h: Tensor | None, y: Tensor, x: Tensor, rows: Tensor | None) -> Tensor | None:
+        last: Tensor | None = None
+        for i, part in enumerate(node["parts"]):
+            z = self._addition(part, f"{way}_{i}", h, y, x, rows)
+            if z is None:
+                continue
+            if self._sums:
+                last = z if last is None else last + z
+            else:
+                kept = self._kept(y)
+                h = z + (kept if rows is None else kept[rows]).to(z.dtype)
+                last = z
+        return last
+
+    def _chosen(self, node: Tree, way: str, h: Tensor | None, y: Tensor, x: Tensor, rows: Tensor | None) -> Tensor | None:
+        which = self.context.which()
+        if isinstance(which, int):
+            return self._addition(node["parts"][which], f"{way}_{which}", h, y, x, rows)
+        self._refuse_rows(which, y)
+        which = which if rows is None else which[rows]
+        total: Tensor | None = None
+        for i, part in enumerate(node["parts"]):
+            here = (which == i).nonzero().squeeze(1)
+            if not len(here):
+                continue
+            among = here if rows is None else rows[here]
+            z = self._addition(part, f"{way}_{i}", None if h is None else h[here], y, x, among)
+            if z is not None:
+                total = torch.zeros(len(which), *z.shape[1:], dtype=z.dtype, device=z.device) if total is None else total
+                total = total.index_copy(0, here, z)
+        return total
+
+    def _kept(self, y: Tensor) -> Tensor:
+        """What the adapters of a stack keep beside their additions."""
+        found: Tensor = self.context.taps[self.residual] if self.residual else y
+        return found
+
+    @property
+    def _sums(self) -> bool:
+        return all(edit.additive for part in self.leaves for edit in self.held(part))
+
+    def _edits(self, leaf: Tree) -> list[Any]:
+        return self.held(leaf["part"])
+
+    def _refuse_rows(self, which: Tensor, t: Tensor) -> None:
+        if len(which) != len(t):
+            raise Unfit(f"{len(which)} rows were told their task, but at {self.site.path!r} the batch has {len(t)} rows: rows can "
+                        "be told apart only where the batch is the first dimension and keeps its length")
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """A stack folds part by part, an average into the average; what depends on the row or the token cannot fold."""
+        return self._fold(self.tree, weight, bias)
+
+    def _fold(self, node: Tree, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if "part" in node:
+            for edit in self._edits(node):
+                weight, bias = edit.fold(weight, bias)
+            return weight, bias
+        if node["op"] == "stack":
+            for part in node["parts"]:
+                weight, bias = self._fold(part, weight, bias)
+            return weight, bias
+        if node["op"] != "average":
+            raise CannotMerge(f"{node['op']} at {self.site.path!r} depends on more than the weight, so it cannot be merged")
+        every = [self._fold(part, weight, bias) for part in node["parts"]]
+        biases = [b for _, b in every if b is not None]
+        return _mean([w for w, _ in every], node["weights"]), _mean(biases, node["weights"]) if biases else None
+
+
+def _leaves(node: Tree) -> Iterator[Tree]:
+    if "part" in node:
+        yield node
+    else:
+        for part in node["parts"]:
+            yield from _leaves(part)
+
+
+def _nodes(node: Tree, way: str = "") -> Iterator[tuple[str, Tree]]:
+    if "part" not in node:
+        yield way or "_", node
+        for i, part in enumerate(node["parts"]):
+            yield from _nodes(part, f"{way}_{i}")
+
+
+def _lead(composed: Composed) -> Any:
+    """The edit whose way of reading and writing all others share; None where they have none in common."""
+    every = [edit for part in composed.leaves for edit in composed.held(part)]
+    kinds = {(type(e).read, type(e).write) if type(e).forward is Branch.forward else None for e in every}
+    single = all(len(composed.held(part)) <= 1 for part in composed.leaves)
+    return every[0] if len(kinds) == 1 and None not in kinds and single and composed.port == "output" else None
+
+
+def _refuse(composed: Composed, node: Tree) -> None:
+    """Raise CannotCombine where the node has no meaning for the edits that it would compose."""
+    kinds = sorted({type(e).__name__ for leaf in _leaves(node) for e in composed.held(leaf["part"])})
+    what = f"{node['op']} at {composed.site.path!r}: {' and '.join(kinds) or 'nothing'} at the {composed.port} port"
+    if composed.port == "call" and node["op"] != "stack":
+        raise CannotCombine(f"{what} change all arguments of a call, which can only be stacked")
+    if composed.port == "attention" and node["op"] in ("average", "split"):
+        raise CannotCombine(f"{what} act inside attention, whose keys have no {node['op']}")
+    if node["op"] == "fuse" and (composed.lead is None or type(composed.lead).read is not Branch.read):
+        raise CannotCombine(f"{what} do not all read what the site gives out and add to it alike, so they cannot be fused")
+
+
+def _mean(values: list[Tensor], weights: list[float]) -> Tensor:
+    total = values[0] * weights[0]
+    for value, weight in zip(values[1:], weights[1:], strict=True):
+        total = total + value * weight
+    return total
+
+
+def _cut(values: list[Tensor], at: list[int]) -> Tensor:
+    """Tokens (dimension 1) from one value after the other."""
+    edges = [0, *at, values[0].shape[1]]
+    return torch.cat([value[:, lo:hi] for value, lo, hi in zip(values, edges, edges[1:], strict=False)], 1)

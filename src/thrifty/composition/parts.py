@@ -1,0 +1,75 @@
+"""The parts of a composition before they are put together: what a saved adapter, or a new method, would put on the model."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..artifact.fingerprint import refuse_other
+from ..artifact.load import read
+from ..core import Attachment, Method, Row
+from ..core.errors import CannotCombine
+from ..core.probe import Example, Seen
+from .algebra import Named
+
+SCRATCH = "thrifty-part"
+
+
+@dataclass
+class Part:
+    """One adapter: rows of its plan, its tensors by the names of its own file, and which base parameters it trained in place."""
+
+    name: str
+    rows: list[Row]
+    state: dict[str, Tensor]
+    shared: tuple[str, dict[str, Any]] | None
+    trained: list[str]
+    new: bool
+    about: dict[str, Any]
+    frozen: bool = False
+
+
+def gather(model: nn.Module, leaves: list[Named], example: Example | None, seen: Seen) -> list[Part]:
+    """Every leaf as a part. Saved ones are verified as `thrifty.load` verifies them.
+
+    Raises:
+        BrokenArtifact, WrongBase: naming the folder.
+        CannotCombine: a part has sparse masks or batch statistics, which belong to it alone.
+    """
+    found = []
+    for leaf in leaves:
+        source = leaf.source
+        made = (_from_method(model, leaf.name, source, example) if isinstance(source, Method) else
+                _from_folder(model, leaf.name, Path(source)))
+        for row in made.rows:
+            seen.shapes.setdefault(row.path, {}).update(row.seen)
+        found.append(made)
+    return found
+
+
+def _from_folder(model: nn.Module, name: str, folder: Path) -> Part:
+    data, rows, state = read(folder)
+    replaced = [n for n, about in data["trained"].items() if not about["masked"]]
+    refuse_other(model, data["base"], replaced)
+    special = [n for n, about in data["trained"].items() if about["masked"] or about["buffer"]]
+    if special:
+        raise CannotCombine(f"{folder}: {special[0]!r} is trained in part, or is a running statistic; it can only be used alone")
+    shared = tuple(data["shared"]) if data["shared"] else None
+    return Part(name, [row for row in rows if row.on], state, shared, list(data["trained"]), False, data["about"])
+
+
+def _from_method(model: nn.Module, name: str, method: Method, example: Example | None) -> Part:
+    """What the method would put there, with the values that it starts from."""
+    method.check()
+    at = Attachment(model, SCRATCH, seen=Seen(model, example))
+    try:
+        at.method = method
+        method.attach(at)
+        if at.masks or any(n not in dict(model.named_parameters()) for n in at.base):
+            raise CannotCombine(f"{method.name} trains parts of weights or running statistics, so it can only be used alone")
+        return Part(name, list(at.plan), at.state(), at.shared_as, list(at.base), True, {})
+    finally:
+        at.detach()
+
