@@ -99,6 +99,12 @@ class Composed(Edit):
         if port == "attention":
             self.__dict__["mode"] = Attending(self)
 
+    def drop(self, part: str) -> None:
+        """Take one part out of the tree, here and in the plan that describes it."""
+        for _, node in _nodes(self.tree):
+            node["parts"] = [inner for inner in node["parts"] if inner.get("part") != part]
+        del self.leaves[part]
+
     def join(self, context: Any) -> None:
         """Give each part a view of the context."""
         super().join(context)

@@ -23,7 +23,9 @@ class Fusion(nn.Module):
         if self.value is not None:
             with torch.no_grad():
                 self.value.weight.fill_(1e-6).fill_diagonal_(1.0)
-        self.dropout, self.temperature = nn.Dropout(dropout), temperature
+        self.dropout = nn.Dropout(dropout)
+        self.temperature: Tensor
+        self.register_buffer("temperature", torch.tensor(float(temperature)))
         self.attention: Tensor | None = None  # of the last pass, if somebody asked with ``keep``
         self.keep = False
 

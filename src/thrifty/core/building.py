@@ -114,6 +114,21 @@ class Building:
         self.plan.append(Row(key, site.path, site.role, site.depth, site.stack, site.part, edit.registered, numbers, seen))
         return made
 
+    def take_away(self, key: str) -> None:
+        """Take the edit ``key`` off the model and out of the plan."""
+        edit = self.edits.pop(key)
+        remove(edit.site.module, self.slots.pop(key))
+        self.plan = [row for row in self.plan if row.key != key]
+
+    def release(self, name: str) -> None:
+        """Let a base parameter that trained in place be frozen again, as it was."""
+        parameter = self.model.get_parameter(name)
+        parameter.data.copy_(self.base.pop(name))
+        parameter.requires_grad_(False)
+        parameter._backward_hooks = None
+        self.masks.pop(name, None)
+        self.wildcard.discard(name)
+
     def share(self, module: type[Shared], **numbers: Any) -> Any:
         """Make one module that many edits use and keep it at the root; they read it as ``self.context.shared``."""
         numbers = {k: plain(v, f"{module.__name__}({k}=)") for k, v in numbers.items()}

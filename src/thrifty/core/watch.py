@@ -17,8 +17,9 @@ REMEDY = ("Either the loss does not depend on it, or the graph is cut before it 
 class Watch:
     """Counts the gradients that each trainable tensor of one attachment gets, until all have had one.
 
-    When a third backward pass begins and some have had none, the pass stops with an error that names them. Tensors that
-    were claimed by a wildcard (all biases, all weights) are listed in ``unreached`` instead: a task need not use them all.
+    When a third backward pass begins and some have had none, the pass stops with an error that names them. Tensors that were
+    claimed by a wildcard (all biases, all weights), or belong to a method that trains intermittently, are listed in
+    ``unreached`` instead: a task, or a step, need not use them all.
     """
 
     def __init__(self, at: Attachment):
@@ -43,7 +44,8 @@ class Watch:
         """
         self.stop()
         dead = [n for n in self.at.active() if n not in self.seen]
-        self.unreached = [n for n in dead if n.removeprefix("base:") in self.at.wildcard]
+        may = self.at.method is not None and self.at.method.intermittent
+        self.unreached = [n for n in dead if may or n.removeprefix("base:") in self.at.wildcard]
         dead = [n for n in dead if n not in self.unreached]
         if dead:
             raise NothingTrains(f"{len(dead)} trainable tensors of {self.at.name!r} got no gradient in two steps: {dead[:5]}. "

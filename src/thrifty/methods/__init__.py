@@ -5,6 +5,8 @@ from typing import Any
 
 from ..core import Method
 from ..core.errors import NoSuchSetting, nearest
+from .adapter_drop import AdapterDrop
+from .adapter_fusion import AdapterFusion
 from .bitfit import BitFit
 from .dora import DoRA
 from .full import FullFineTuning
@@ -19,8 +21,8 @@ from .probe import LinearProbe
 from .prompt import PromptTuning
 from .vpt import VPT
 
-__all__ = ["BitFit", "DoRA", "FullFineTuning", "Houlsby", "IA3", "LayerNormTuning", "LinearProbe", "LoRA",
-           "ParallelAdapter", "Pfeiffer", "PrefixTuning", "PromptTuning", "VPT"]
+__all__ = ["AdapterDrop", "AdapterFusion", "BitFit", "DoRA", "FullFineTuning", "Houlsby", "IA3", "LayerNormTuning",
+           "LinearProbe", "LoRA", "ParallelAdapter", "Pfeiffer", "PrefixTuning", "PromptTuning", "VPT"]
 
 CATALOGUE: dict[str, type[Method]] = {m.name: m for m in (globals()[name] for name in __all__)}
 
