@@ -108,11 +108,11 @@ def test_description_is_refused(case: str, tmp_path: Path) -> None:
     refused(tmp_path / "a", said, kind=ThriftyError)
 
 
-def test_mask_that_is_not_there(tmp_path: Path) -> None:
+def test_entries_that_are_not_there(tmp_path: Path) -> None:
     data = described(saved(tmp_path / "a"))
     data["trained"]["1.bias"]["masked"] = True
     rewrite(tmp_path / "a", data)
-    with pytest.raises(BrokenArtifact, match="no mask that fits the parameter '1.bias'"):
+    with pytest.raises(BrokenArtifact, match="no entries that fit the parameter '1.bias'"):
         thrifty.load(MODELS["plain"](), tmp_path / "a", base="any")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core import Attachment, Row, registered
 from ..core.errors import BrokenArtifact, ThriftyError, nearest
 from ..core.site import at_path
+from ..core.sparse import mask_at
 
 SMALL = 4096  # numbers up to this are believed; larger ones need a tensor in the file that is as large
 TYPES: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}
@@ -99,11 +100,11 @@ def _build(make: Callable[[], Any], key: str) -> Any:
 
 
 def _mask(at: Attachment, name: str, state: State) -> Tensor:
-    mask = state.get(f"mask:{name}")
+    where = state.get(f"entries:{name}")
     parameters = dict(at.model.named_parameters(remove_duplicate=False))
-    if mask is None or name not in parameters or mask.dtype != torch.bool or mask.shape != parameters[name].shape:
-        raise BrokenArtifact(f"the file holds no mask that fits the parameter {name!r} of {type(at.model).__name__}")
-    return mask
+    if where is None or name not in parameters:
+        raise BrokenArtifact(f"the file lists no entries that fit the parameter {name!r} of {type(at.model).__name__}")
+    return mask_at(where, parameters[name], name)
 
 
 def _held(state: State, prefix: str) -> State:

@@ -132,6 +132,7 @@ class Attachment(Building):
             if isinstance(p := self._tensor(name), nn.Parameter):
                 p.requires_grad_(False)
                 p._backward_hooks = None
+                p._post_accumulate_grad_hooks = None  # type: ignore[assignment]
         self._close()
 
     def summary(self) -> Summary:

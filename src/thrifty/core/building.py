@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from . import ledger as ledgers
@@ -17,6 +18,7 @@ from .method import Method
 from .plan import Row
 from .probe import Seen
 from .site import Site, _owned, sites
+from .sparse import hold
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ class Building:
         self.context = Context()
         self.seen = seen or Seen(model)
         self.base_match = ""  # after loading: how the base was recognised
+        self.revision = 0  # how often it changed what trains, after it was attached
         self.merged = self.closed = False
         ledgers.enter(cast("Attachment", self))
 
@@ -138,12 +141,16 @@ class Building:
         return made
 
     def unshare(self) -> None:
-        """Take the shared module away, when no edit reads it any more; what trains has changed, so it is watched anew."""
+        """Take the shared module away, when no edit reads it any more."""
         remove(self.model, f"{self.name}_shared")
         self.context.shared, self.shared_as = None, None
-        if self.watch is not None:
-            self.watch.stop()
-            self.watch, self.start = Watch(cast("Attachment", self)), {}
+        self._changed()
+
+    def take_away(self, key: str) -> None:
+        """The opposite of ``put``, for an edit that has done its work."""
+        remove(self.edits.pop(key).site.module, self.slots.pop(key))
+        self.plan = [row for row in self.plan if row.key != key]
+        self._changed()
 
     def train(self, name: str, mask: Tensor | None = None, wildcard: bool = False) -> None:
         """Let the base parameter ``name`` train in place, all of it or where ``mask`` is true. The original is kept.
@@ -169,7 +176,20 @@ class Building:
             self.wildcard.add(name)
         if mask is not None:
             self.masks[name] = mask
-            parameter.register_hook(_Masked(mask))
+            hold(parameter, mask)
+
+    @torch.no_grad()
+    def restrict(self, name: str, mask: Tensor) -> None:
+        """Of a base parameter that trains already, let only the entries of ``mask`` go on; the others return to what they were."""
+        parameter = self.model.get_parameter(name)
+        parameter.copy_(torch.where(mask, parameter, self.base[name]))
+        if mask.any():
+            self.masks[name] = mask
+            hold(parameter, mask)
+        else:
+            del self.base[name]
+            parameter.requires_grad_(False)
+        self._changed()
 
     def train_matching(self, where: str, wildcard: bool = False) -> list[str]:
         """``train`` every parameter of the sites, or with the names, that the ``|``-separated terms of ``where`` match.
@@ -232,6 +252,13 @@ class Building:
         """What this attachment trains."""
         return [p for _, p in self.named_parameters()]
 
+    def _changed(self) -> None:
+        """What trains is not what it was: count the change, and watch the gradients anew."""
+        self.revision += 1
+        if self.watch is not None:
+            self.watch.stop()
+            self.watch, self.start = Watch(cast("Attachment", self)), {}
+
     def _slot(self, site: Site) -> str:
         taken = getattr(site.module, "edits", {})
         slot = self.name if site.part is None else f"{self.name}_{site.part.name.rpartition('.')[2]}"
@@ -243,13 +270,3 @@ class Building:
     def _tensor(self, name: str) -> Tensor:
         holder, _, short = name.rpartition(".")
         return getattr(self.model.get_submodule(holder), short)
-
-
-class _Masked:
-    """Keeps the gradient of masked entries only; an object, so that a model that holds it can be pickled."""
-
-    def __init__(self, mask: Tensor):
-        self.mask = mask
-
-    def __call__(self, grad: Tensor) -> Tensor:
-        return grad * self.mask

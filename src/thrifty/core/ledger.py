@@ -11,6 +11,7 @@ from .digest import digest
 from .errors import FrozenMoved, HalfAdapted, ThriftyError, nearest
 from .opening import close_attention, open_attention
 from .site import _owned
+from .sparse import hold
 
 if TYPE_CHECKING:
     from .attachment import Attachment
@@ -68,6 +69,9 @@ def ledger(model: nn.Module) -> Ledger | None:
 def attachments(model: nn.Module) -> dict[str, Attachment]:
     """The attachments on ``model`` by name, in order; also on a deep copy or an unpickled one."""
     book = ledger(model)
+    for at in book.attachments.values() if book else ():
+        for name, mask in at.masks.items():  # a copy of a parameter comes without the hooks of its original
+            hold(model.get_parameter(name), mask)
     return dict(book.attachments) if book else {}
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .errors import BrokenArtifact, nearest
+from .sparse import mask_at, positions
 
 if TYPE_CHECKING:
     from .building import Building
@@ -19,7 +20,7 @@ def state(at: Building) -> dict[str, Tensor]:
     for name in at.base:
         now = at.stash[name] if name in at.stash else at._tensor(name)
         if name in at.masks:
-            found[f"mask:{name}"] = at.masks[name]
+            found[f"entries:{name}"] = positions(at.masks[name])
             found[f"base:{name}"] = _whole(now)[at.masks[name]]
         else:
             found[f"base:{name}"] = now
@@ -28,38 +29,33 @@ def state(at: Building) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_state(at: Building, state: Mapping[str, Tensor]) -> None:
-    """Put tensors back.
+    """Put tensors back. Where only some entries of a parameter train, they are those that ``state`` lists from now on.
 
     Raises:
         BrokenArtifact: a tensor is missing, unknown, or of another shape; nothing has been changed then.
     """
-    targets = _targets(at)
+    targets = _tuner(at) | {f"base:{name}": at._tensor(name) for name in at.base}
+    known = [*targets, *(f"entries:{name}" for name in at.masks)]
     for name in state:
-        if name not in targets:
-            raise BrokenArtifact(f"unexpected tensor {name!r}." + nearest(name, targets))
-    for name, target in targets.items():
+        if name not in known:
+            raise BrokenArtifact(f"unexpected tensor {name!r}." + nearest(name, known))
+    for name in known:
         if name not in state:
             raise BrokenArtifact(f"the tensor {name!r} is missing")
-        if tuple(state[name].shape) != tuple(target.shape):
-            raise BrokenArtifact(f"{name!r} has shape {tuple(state[name].shape)}, the model wants {tuple(target.shape)}")
+    masks = {name: mask_at(state[f"entries:{name}"], at.base[name], name) for name in at.masks}
     for name, target in targets.items():
-        if name.startswith("base:") and (base := name[5:]) in at.masks:
+        wanted = state[f"entries:{name[5:]}"].shape if name[5:] in masks and name.startswith("base:") else target.shape
+        if tuple(state[name].shape) != tuple(wanted):
+            raise BrokenArtifact(f"{name!r} has shape {tuple(state[name].shape)}, the model wants {tuple(wanted)}")
+    for name, mask in masks.items():
+        at.masks[name].copy_(mask)
+    for name, target in targets.items():
+        if name.startswith("base:") and (base := name[5:]) in masks:
             whole = at.base[base].clone()
-            whole[at.masks[base]] = state[name].to(whole)
-            at._tensor(base).copy_(whole)
-        elif not name.startswith("mask:"):
-            target.copy_(_spread(target, state[name]))
-
-
-def _targets(at: Building) -> dict[str, Tensor]:
-    found = _tuner(at)
-    for name in at.base:
-        if name in at.masks:
-            found[f"mask:{name}"] = at.masks[name]
-            found[f"base:{name}"] = at.base[name][at.masks[name]]
+            whole[masks[base]] = state[name].to(whole)
+            target.copy_(whole)
         else:
-            found[f"base:{name}"] = at._tensor(name)
-    return found
+            target.copy_(_spread(target, state[name]))
 
 
 def _tuner(at: Building) -> dict[str, Tensor]:
