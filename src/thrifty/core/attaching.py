@@ -50,9 +50,9 @@ def attach(model: nn.Module, method: Method, name: str = "default", *, also_trai
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.default_generator.manual_seed(seed)
+            if also_train:  # first, so that a method which claims whole models can leave it out
+                at.train_matching(also_train)
             method.attach(at, batches)
-        if also_train:
-            at.train_matching(also_train)
         finish(at, example, check)
     except BaseException:
         at.detach()

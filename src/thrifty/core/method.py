@@ -1,7 +1,7 @@
 """Method: which edits go where, with which numbers. One dataclass per paper."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -59,17 +59,30 @@ class Method:
             at.put(site, self.Edit, **self.numbers(site))
 
     def penalty(self, at: Attachment) -> Tensor | float:
-        """Term added to the task loss at every step."""
+        """Term added to the task loss at every step, of what trains alone."""
+        return 0.0
+
+    def batch_loss(self, at: Attachment) -> Tensor | float:
+        """Term added to the mean loss of a batch, right after its forward pass, of what the edits left in ``at.context``."""
         return 0.0
 
     def step(self, at: Attachment, progress: float) -> None:
-        """Called after each optimiser step; ``progress`` runs from 0 to 1."""
+        """Called after each optimiser step; ``progress`` runs from 0 to 1.
+
+        It may change what trains. The search for the best state then begins anew, as older states no longer fit.
+        """
+
+    def resume(self, at: Attachment, state: Mapping[str, Tensor]) -> None:
+        """Called before the ``state`` of an interrupted training is put back, to change ``at`` as ``step`` had changed it."""
 
     def finish(self, at: Attachment) -> None:
         """Called once after training: throw away what only training needed."""
 
     def groups(self, at: Attachment, rate: float, decay: float) -> list[dict[str, Any]]:
-        """Optimiser parameter groups. One-dimensional tensors (scales, biases, magnitudes) are not decayed."""
+        """Optimiser parameter groups. One-dimensional tensors (scales, biases, magnitudes) are not decayed.
+
+        The schedule scales the rate of every group, but for those with ``"constant": True``.
+        """
         every = [p for _, p in at.named_parameters()]
         return [{"params": kind, "lr": rate, "weight_decay": wd} for kind, wd in
                 (([p for p in every if p.dim() > 1], decay), ([p for p in every if p.dim() <= 1], 0.0)) if kind]

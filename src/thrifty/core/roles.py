@@ -83,8 +83,8 @@ def blocks(model: nn.Module) -> dict[str, tuple[str, int]]:
     count: dict[str, int] = {}
     for path, module in model.named_modules():
         match = STACKS.search(path)
-        if not match or any(path.startswith(b + ".") for b in found):
-            continue
+        if not match or "edits" in path.split(".") or any(path.startswith(b + ".") for b in found):
+            continue  # an edit may have blocks of its own
         if isinstance(module, (nn.Sequential, nn.ModuleList)) or re.search("Stage$", type(module).__name__):
             continue
         stack = re.split(r"\.\d+(?:\.|$)|\d+\.\d+", path)[0]

@@ -118,7 +118,10 @@ def collect(at: Attachment, optimizer: torch.optim.Optimizer) -> tuple[States, d
 
 def spread(at: Attachment, optimizer: torch.optim.Optimizer, tensors: States, plain: dict[str, dict[str, Any]]) -> None:
     """The opposite of ``collect``."""
-    at.load_state({n.removeprefix("adapter:"): t for n, t in tensors.items() if n.startswith("adapter:")})
+    own = {n.removeprefix("adapter:"): t for n, t in tensors.items() if n.startswith("adapter:")}
+    if at.method is not None:
+        at.method.resume(at, own)
+    at.load_state(own)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in plain.items()}
     for name, value in sorted(tensors.items()):  # a file gives them in any order, but processes must exchange them in one

@@ -30,8 +30,6 @@ from thrifty.train.progress import Progress
 from thrifty.train.settings import Settings
 from thrifty.train.training import Material, Training
 
-LOOKED_AT = 8  # batches that a method may look at before it decides where to act
-
 
 @dataclass
 class Trained:
@@ -129,10 +127,10 @@ class Job:
         return batch if decodes else self.task.inputs(self.backbone.model, batch)
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
-        """The first few batches of the training rows, for methods that look at data."""
+        """The training rows, in batches that are made when a method asks for the next one."""
         assert self.material is not None
         rows, size = self.material.train, self.settings.batch
-        for start in range(0, min(len(rows), LOOKED_AT * size), size):
+        for start in range(0, len(rows), size):
             yield move(self.task.collate(rows[start : start + size]), self.processes.device)
 
     def identify(self) -> dict[str, Any]:

@@ -41,6 +41,10 @@ class Log:
         self.worse += 1
         return False
 
+    def forget(self) -> None:
+        """Begin the search for the best evaluation anew."""
+        self.best_step, self.best_value, self.worse = None, None, 0
+
     def last_loss(self) -> float | None:
         """Mean training loss since the evaluation before the last one; None before the first step."""
         after = self.evaluations[-2]["step"] if len(self.evaluations) > 1 else 0

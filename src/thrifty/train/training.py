@@ -52,6 +52,7 @@ class Training:
         self.evaluate_at = evaluation_steps(self.total, self.order.per_epoch, settings.evaluations)
         self.taken = 0  # steps since this process began
         self.best: States | None = None
+        self.revision = at.revision
 
     def run(self, checkpoint: Checkpoint | None, wish: Wish, progress: Progress, resume: bool = False) -> Log:
         """Train to the end, then put the best state back.
@@ -63,6 +64,7 @@ class Training:
         self.checkpoint, self.wish, self.progress = checkpoint, wish, progress
         if resume and checkpoint is not None and (found := checkpoint.read(self.at, self.optimizer)) is not None:
             self.log, self.best = found
+            self.revision = self.at.revision
             progress.done = progress.first = self.log.step
         while self.log.stopped is None:
             if self._wanted():
@@ -83,7 +85,7 @@ class Training:
         began, step = time.monotonic(), self.log.step
         factor = share(step, self.total, self.settings.warmup, self.settings.schedule)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * factor
+            group["lr"] = peak if group.get("constant") else peak * factor
         self.optimizer.zero_grad(set_to_none=True)
         self.model.train()
         rows = self.order.step(step)
@@ -97,6 +99,9 @@ class Training:
         self.taken += 1
         self.log.stepped(self.total, self.order.epochs(step + 1), loss, self.optimizer.param_groups[0]["lr"])
         self.method.step(self.at, self.log.step / self.total)
+        if self.revision != self.at.revision:
+            self.revision, self.best = self.at.revision, None
+            self.log.forget()
         self.log.examples += len(rows)
         self.log.train_seconds += time.monotonic() - began
         self.progress.step(loss, self.optimizer.param_groups[0]["lr"])
@@ -117,6 +122,7 @@ class Training:
                 batch = move(self.task.collate(examples), self.processes.device)
                 with self.precision.autocast():
                     mean, count = self.task.loss(self.model, batch)
+                    mean = mean + self.method.batch_loss(self.at)
                 count = count if chosen else 0  # an empty hand takes part in the exchange, with nothing to add
                 value = float(mean.detach())
                 if not math.isfinite(value):
