@@ -19,13 +19,14 @@ _WHERE = {
     "attach": "core", "attachments": "core", "sites": "core", "register": "core", "task": "core",
     "Attachment": "core", "Edit": "core", "Method": "core", "Site": "core",
     "save": "artifact", "load": "artifact", "fingerprint": "artifact",
-    **dict.fromkeys(("Average", "Fuse", "Parallel", "Rows", "Split", "Stack", "combine", "compose"), "composition"),
+    **dict.fromkeys(("Average", "Fuse", "Parallel", "Rows", "Split", "Stack", "combine", "compose", "swap"),
+                    "composition"),
     "tune": "train", "ThriftyError": "core.errors",
 }
 
 if TYPE_CHECKING:
     from .artifact import fingerprint, load, save
-    from .composition import Average, Fuse, Parallel, Rows, Split, Stack, combine, compose
+    from .composition import Average, Fuse, Parallel, Rows, Split, Stack, combine, compose, swap
     from .core import Attachment, Edit, Method, Site, attach, attachments, register, sites, task
     from .core.errors import ThriftyError
     from .methods import *  # noqa: F403

@@ -167,15 +167,40 @@ def test_parallel_parts_answer_side_by_side(kind: str, tmp_path: Path, batch: An
         assert rows == [4]
 
 
-def test_heads_of_rows_and_of_parallel_parts(tmp_path: Path, batch: Any) -> None:
-    folders = {name: saved(tmp_path / name, thrifty.LoRA(rank=2), seed, "bert_classifier", "head")
-               for seed, name in enumerate(("a", "b"))} if "bert_classifier" in tiny.NAMES else {}
-    if not folders:
-        pytest.skip("no tiny classifier")
-    model = tiny.make("bert_classifier").fresh()
+def test_each_row_has_the_head_of_its_part(tmp_path: Path, batch: Any) -> None:
+    folders = {name: saved(tmp_path / name, thrifty.LoRA(rank=2), seed, also="head") for seed, name in enumerate("ab")}
+    model = tiny.make("bert").fresh()
     thrifty.compose(model, Parallel(folders))
-    wanted = torch.cat([alone(folder, batch, "bert_classifier") for folder in folders.values()])
-    torch.testing.assert_close(run(model, batch, "bert_classifier"), wanted, rtol=1e-5, atol=1e-6)
+    wanted = [alone(folder, batch) for folder in folders.values()]
+    torch.testing.assert_close(run(model, batch), torch.cat(wanted), rtol=1e-5, atol=1e-6)
+    for tree, heads in ((Average(*folders.values()), None), (Stack(*folders.values()), None)):
+        with pytest.raises(CannotCombine, match="each trained 'classifier.weight' in place"):
+            thrifty.compose(tiny.make("bert").fresh(), tree, heads=heads)
+    model = tiny.make("bert").fresh()
+    at = thrifty.compose(model, Average(*folders.values(), weights=(1, 0)), heads="a")
+    torch.testing.assert_close(run(model, batch), wanted[0], rtol=1e-5, atol=1e-6)
+    assert at.about["dropped"]["classifier.weight"] == ["b"]
+    with pytest.raises(NoSuchSetting, match="heads='c' is no part"):
+        thrifty.compose(tiny.make("bert").fresh(), Average(*folders.values()), heads="c")
+
+
+def test_heads_with_different_numbers_of_outputs(tmp_path: Path, batch: Any) -> None:
+    folders, wanted = {}, {}
+    for labels, name in ((2, "two"), (5, "five")):
+        model = tiny.make("bert").fresh()
+        torch.manual_seed(labels)
+        model.classifier = nn.Linear(16, labels)  # type: ignore[assignment]
+        at = thrifty.attach(model, thrifty.LoRA(rank=2), also_train="head")
+        stir(at, labels)
+        wanted[name] = run(model, batch)
+        folders[name] = at.save(tmp_path / name)
+    model = tiny.make("bert").fresh()
+    thrifty.compose(model, Rows(folders))
+    for name, logits in wanted.items():
+        with thrifty.task(model, name):
+            torch.testing.assert_close(run(model, batch), logits, rtol=1e-5, atol=1e-6)
+    with pytest.raises(Unfit, match="rows of different shapes"), thrifty.task(model, ["two", "five", "two", "two"]):
+        run(model, batch)
 
 
 def test_what_has_no_meaning_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ TIMM = {"timm_vit", "timm_swin", "timm_resnet", "timm_convnext", "open_clip"}
 SETTINGS: dict[str, dict[str, object]] = {
     "houlsby": {"rank": 4}, "pfeiffer": {"rank": 4}, "parallel-adapter": {"rank": 4}, "prefix": {"length": 3, "hidden": 8},
     "prompt": {"length": 4}, "vpt": {"length": 3}, "adapter-drop": {"skip": 1, "settings_of": {"rank": 4}},
+    "mad-x-language": {"rank": 4},
 }
 ELSEWHERE: dict[tuple[str, str], dict[str, object]] = {("lora", "resnet"): {"where": "conv"}, ("dora", "resnet"): {"where": "head"}}
 
@@ -25,7 +26,9 @@ REFUSED: dict[tuple[str, str], type[ThriftyError]] = {
     **{("bitfit", b): Unfit for b in ("llama", "t5")},  # they have no biases
     ("linear-probe", "t5"): HalfAdapted,  # its head is its embedding
     ("linear-probe", "encoder"): NoSuchSite,  # it has no head
-    **{(m, "resnet"): NoSuchSite for m in ("houlsby", "pfeiffer", "parallel-adapter", "prefix", "ia3", "adapter-drop")},  # nor attention
+    **{(m, "resnet"): NoSuchSite for m in ("houlsby", "pfeiffer", "parallel-adapter", "prefix", "ia3", "adapter-drop",
+                                           "mad-x-language")},  # nor attention
+    **{("mad-x-language", b): NoSuchSite for b in ("vit", "encoder")}, ("mad-x-language", "t5"): HalfAdapted,  # embeddings: none, shared
     **{("prompt", b): Unfit for b in ("vit", "encoder", "resnet")},  # no token embeddings
     **{("vpt", b): Unfit for b in BACKBONES if b != "vit"},  # no patches
 }

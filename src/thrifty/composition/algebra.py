@@ -140,6 +140,9 @@ def named(tree: Any) -> tuple[Any, list[Named]]:
         if isinstance(part, Node):
             hints = part.names if isinstance(part, Rows) else [hint] * len(part.parts)
             return part, tuple(walk(p, h) for p, h in zip(part.parts, hints, strict=True))
+        if isinstance(part, Named):
+            found.append(part)
+            return part
         if not isinstance(part, (str, os.PathLike, Method)):
             raise CannotCombine(f"{part!r} ({type(part).__name__}) is no folder of an adapter, method or composition")
         found.append(Named(_name(part, hint, [leaf.name for leaf in found]), part))

@@ -69,7 +69,7 @@ def put(at: Attachment, tree: Any, heads: str | None = None, example: Example | 
     _name_tasks(at, nodes, parts)
     held = _place_values(at, parts, routed, heads)
     state = _share(at, parts)
-    for (_, _, port), here in _places(parts).items():
+    for (_, _, port), here in places(parts).items():
         state |= _put_place(at, shape, port, here, {part.name: part for part in parts})
     for parallel in [node for node in nodes if isinstance(node, Parallel)]:
         copy_rows(at, len(parallel.parts), example)
@@ -115,7 +115,7 @@ def _place_values(at: Attachment, parts: list[Part], routed: set[str], heads: st
                                 f"value only: say whose with heads= (one of {names}), or heads='new' to leave them out")
         for part in owners:
             if part.name in routed or part.frozen:
-                _exchange(part, name)
+                exchange(part, name)
             else:
                 held[f"base:{name}"] = _train(at, part, name)
     return held
@@ -130,7 +130,7 @@ def _train(at: Attachment, part: Part, name: str) -> Tensor:
     return value
 
 
-def _exchange(part: Part, name: str) -> None:
+def exchange(part: Part, name: str) -> None:
     """Make of a trained base parameter an edit at its module, the first there."""
     path, _, short = name.rpartition(".")
     key = f"{path}#{Other.registered}"
@@ -151,7 +151,7 @@ def _share(at: Attachment, parts: list[Part]) -> dict[str, Tensor]:
             for part in parts for n, t in part.state.items() if n.startswith("shared:")}
 
 
-def _places(parts: list[Part]) -> dict[Place, dict[str, list[Row]]]:
+def places(parts: list[Part]) -> dict[Place, dict[str, list[Row]]]:
     """Where the parts act: place -> part -> its edits there, in order."""
     found: dict[Place, dict[str, list[Row]]] = {}
     for part in parts:

@@ -113,6 +113,10 @@ class Composed(Edit):
             for edit in self.held(name):
                 edit.join(view)
 
+    def says(self, part: str) -> list[dict[str, Any]]:
+        """What the tree says of one part: its edits and their numbers."""
+        return next(leaf["edits"] for leaf in _leaves(self.tree) if leaf["part"] == part)
+
     def held(self, part: str) -> list[Any]:
         """The edits of one part."""
         return list(cast(nn.ModuleList, self.leaves[part]))

@@ -42,14 +42,20 @@ def gather(model: nn.Module, leaves: list[Named], example: Example | None, seen:
     for leaf in leaves:
         source = leaf.source
         made = (_from_method(model, leaf.name, source, example) if isinstance(source, Method) else
-                _from_folder(model, leaf.name, Path(source)))
+                from_folder(model, leaf.name, Path(source)))
         for row in made.rows:
             seen.shapes.setdefault(row.path, {}).update(row.seen)
         found.append(made)
     return found
 
 
-def _from_folder(model: nn.Module, name: str, folder: Path) -> Part:
+def from_folder(model: nn.Module, name: str, folder: Path) -> Part:
+    """A saved adapter, verified as `thrifty.load` verifies it.
+
+    Raises:
+        BrokenArtifact, WrongBase: naming what is wrong.
+        CannotCombine: it has sparse masks or batch statistics.
+    """
     data, rows, state = read(folder)
     replaced = [n for n, about in data["trained"].items() if not about["masked"]]
     refuse_other(model, data["base"], replaced)

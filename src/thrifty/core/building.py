@@ -117,12 +117,6 @@ class Building:
         self.plan.append(Row(key, site.path, site.role, site.depth, site.stack, site.part, edit.registered, numbers, seen))
         return made
 
-    def take_away(self, key: str) -> None:
-        """Take the edit ``key`` off the model and out of the plan."""
-        edit = self.edits.pop(key)
-        remove(edit.site.module, self.slots.pop(key))
-        self.plan = [row for row in self.plan if row.key != key]
-
     def release(self, name: str) -> None:
         """Let a base parameter that trained in place be frozen again, as it was."""
         parameter = self.model.get_parameter(name)
@@ -131,6 +125,7 @@ class Building:
         parameter._backward_hooks = None
         self.masks.pop(name, None)
         self.wildcard.discard(name)
+        self._changed()
 
     def share(self, module: type[Shared], **numbers: Any) -> Any:
         """Make one module that many edits use and keep it at the root; they read it as ``self.context.shared``."""
@@ -147,7 +142,7 @@ class Building:
         self._changed()
 
     def take_away(self, key: str) -> None:
-        """The opposite of ``put``, for an edit that has done its work."""
+        """The opposite of ``put``: for an edit that has done its work, or that a method must do without."""
         remove(self.edits.pop(key).site.module, self.slots.pop(key))
         self.plan = [row for row in self.plan if row.key != key]
         self._changed()

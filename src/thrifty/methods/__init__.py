@@ -13,6 +13,7 @@ from .full import FullFineTuning
 from .houlsby import Houlsby
 from .ia3 import IA3
 from .lora import LoRA
+from .mad_x import MADX, MADXLanguage
 from .norm import LayerNormTuning
 from .parallel_adapter import ParallelAdapter
 from .pfeiffer import Pfeiffer
@@ -22,7 +23,8 @@ from .prompt import PromptTuning
 from .vpt import VPT
 
 __all__ = ["AdapterDrop", "AdapterFusion", "BitFit", "DoRA", "FullFineTuning", "Houlsby", "IA3", "LayerNormTuning",
-           "LinearProbe", "LoRA", "ParallelAdapter", "Pfeiffer", "PrefixTuning", "PromptTuning", "VPT"]
+           "LinearProbe", "LoRA", "MADX", "MADXLanguage", "ParallelAdapter", "Pfeiffer", "PrefixTuning",
+           "PromptTuning", "VPT"]
 
 CATALOGUE: dict[str, type[Method]] = {m.name: m for m in (globals()[name] for name in __all__)}
 
