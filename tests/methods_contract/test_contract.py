@@ -28,7 +28,8 @@ REFUSED: dict[tuple[str, str], type[ThriftyError]] = {
     ("linear-probe", "encoder"): NoSuchSite,  # it has no head
     **{(m, "resnet"): NoSuchSite for m in ("houlsby", "pfeiffer", "parallel-adapter", "prefix", "ia3", "adapter-drop",
                                            "mad-x-language")},  # nor attention
-    **{("mad-x-language", b): NoSuchSite for b in ("vit", "encoder")}, ("mad-x-language", "t5"): HalfAdapted,  # embeddings: none, shared
+    **{("mad-x-language", b): NoSuchSite for b in ("vit", "encoder")},
+    ("mad-x-language", "t5"): HalfAdapted,  # two stacks share one table
     **{("prompt", b): Unfit for b in ("vit", "encoder", "resnet")},  # no token embeddings
     **{("vpt", b): Unfit for b in BACKBONES if b != "vit"},  # no patches
 }
