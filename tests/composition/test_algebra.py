@@ -240,7 +240,8 @@ def test_a_composition_is_one_artefact(tmp_path: Path, batch: Any) -> None:
 
 
 def test_what_is_new_trains_and_what_was_saved_is_frozen(tmp_path: Path, batch: Any) -> None:
-    lang = saved(tmp_path / "lang", ADDERS["pfeiffer"], 1)
+    saved(tmp_path / "lang" / "adapter", ADDERS["pfeiffer"], 1)
+    lang = tmp_path / "lang"  # a run's folder stands for its adapter
     model = tiny.make("bert").fresh()
     at = thrifty.compose(model, Stack(lang, thrifty.Pfeiffer(rank=2)))
     names = [name for name, _ in at.named_parameters()]

@@ -18,6 +18,12 @@ MOST_JSON = 64 << 20
 MOST_HEADER = 32 << 20
 
 
+def adapter_folder(path: str | os.PathLike[str]) -> Path:
+    """Where the adapter lies: ``path`` itself, or the folder ``adapter`` in it if ``path`` is a run."""
+    folder = Path(path)
+    return folder / "adapter" if (folder / "adapter").is_dir() and not (folder / ABOUT).exists() else folder
+
+
 @contextlib.contextmanager
 def whole_folder(path: Path, ours: frozenset[str]) -> Iterator[Path]:
     """A new folder to fill; when the block ends without an error it takes the place of ``path`` in one rename.

@@ -11,7 +11,7 @@ from ..core import Attachment, Method, Row
 from ..core.attaching import finish
 from ..core.errors import BrokenArtifact, ThriftyError
 from ..core.probe import Example, Seen
-from .files import ABOUT, TENSORS, read_header, read_json, sha256
+from .files import ABOUT, TENSORS, adapter_folder, read_header, read_json, sha256
 from .fingerprint import refuse_other
 from .rebuild import rebuild
 from .save import raw
@@ -24,7 +24,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
     Raises:
         BrokenArtifact: anything is missing, extra, altered, truncated or oversized; the message names it.
     """
-    folder = Path(path)
+    folder = adapter_folder(path)
     data = read_json(folder / ABOUT)
     check_schema(data, folder / ABOUT)
     header = read_header(folder / TENSORS)
@@ -47,6 +47,7 @@ def load(model: nn.Module, path: str | Path, name: str = "default", *, base: str
     """Rebuild a saved adapter on ``model`` and return the handle. Runs no method and needs none of its data.
 
     Args:
+        path: the adapter's folder, or that of a run of `thrifty.tune`.
         base: "same" refuses a model whose weights are not those the adapter was trained on (a half-precision copy of them
             counts as the same); "any" goes on.
         example: as for ``attach``.
@@ -86,7 +87,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], list[Row], dict[str, Tensor]
     Raises:
         BrokenArtifact: the folder is not whole.
     """
-    folder = Path(path)
+    folder = adapter_folder(path)
     data = inspect(folder)
     return data, check_schema(data, folder / ABOUT), _read_tensors(folder, data)
 

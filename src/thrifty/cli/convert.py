@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from thrifty import artifact
+from thrifty.artifact.files import adapter_folder
 from thrifty.cli.parsing import Parser
 from thrifty.core.errors import NoSuchSetting, ThriftyError
 from thrifty.models import load
-from thrifty.train.predict import adapter_folder
 
 EXAMPLES = (
     "thrifty convert runs/first --to peft --out first-peft/",

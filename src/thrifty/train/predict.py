@@ -4,12 +4,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from thrifty import artifact, tasks
+from thrifty.artifact.files import adapter_folder
 from thrifty.core import Attachment
 from thrifty.core.errors import BrokenArtifact
 from thrifty.models import Backbone, load, wrap
@@ -52,12 +52,6 @@ def open_adapter(run: str | os.PathLike[str], model: str | nn.Module | Backbone 
     backbone.model.to(device)
     at = artifact.load(backbone.model, folder)
     return Opened(backbone, tasks.get(about["task"], backbone, labels, **about.get("limits", {})), at, about)
-
-
-def adapter_folder(run: str | os.PathLike[str]) -> Path:
-    """The adapter of a run, or the folder itself."""
-    folder = Path(run)
-    return folder / "adapter" if (folder / "adapter").is_dir() else folder
 
 
 def predict(run: str | os.PathLike[str], data: Any = None, *, texts: Sequence[str] = (),
