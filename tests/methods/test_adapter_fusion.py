@@ -104,13 +104,13 @@ def test_annealing_cools_step_by_step_and_is_saved(folders: list[str], tmp_path:
     method: Any = at.method
     assert {float(f.temperature) for _, f in fusions(at)} == {50.0}
     for i in range(3):
-        method.step(at, i / 3)
+        method.step(at, i + 1, 3)
     assert {round(float(f.temperature), 4) for _, f in fusions(at)} == {49.85}
     at.save(tmp_path / "fused", unchanged=True)
     loaded = thrifty.load(tiny.make("bert").fresh(), tmp_path / "fused")
     assert {round(float(f.temperature), 4) for _, f in fusions(loaded)} == {49.85}
     for i in range(1100):
-        method.step(at, i / 1100)
+        method.step(at, i + 1, 1100)
     assert {float(f.temperature) for _, f in fusions(at)} == {1.0}
 
 

@@ -39,8 +39,8 @@ class Half(LoRA):
     def batch_loss(self, at: Attachment) -> Tensor | float:
         return self.pull * sum(edit.B.square().sum() for edit in at.edits.values()) if self.pull else 0.0
 
-    def step(self, at: Attachment, progress: float) -> None:
-        if progress >= 0.5 and len(at.edits) == 4:
+    def step(self, at: Attachment, step: int, total: int) -> None:
+        if step >= total / 2 and len(at.edits) == 4:
             for key in list(at.edits)[2:]:
                 at.take_away(key)
 

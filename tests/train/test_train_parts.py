@@ -97,6 +97,9 @@ def test_the_log_keeps_the_first_of_equals_and_thins_a_long_curve() -> None:
         log.step = i + 1
         log.judged(0.0, {"accuracy": value}, "accuracy")
     assert (log.best_step, log.best_value, log.worse) == (2, 0.7, 2)
+    log.step = 5
+    assert not log.judged(0.0, {"accuracy": 0.9}, "accuracy", eligible=False)
+    assert (log.best_step, log.worse, log.evaluated, len(log.evaluations)) == (2, 2, 5, 5)
     long = Log(0)
     for _ in range(10_000):
         long.stepped(10_000, 0.0, 1.0, 1.0)

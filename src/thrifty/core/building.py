@@ -74,6 +74,7 @@ class Building:
         self.replaced: list[tuple[str, nn.Module]] = []
         self.shared_as: tuple[str, dict[str, Any]] | None = None
         self.start: dict[str, str] = {}  # checksums of what trains, as it was when attached
+        self.memory: dict[str, Tensor] = {}  # what the method remembers between steps: in checkpoints, not in the adapter
         self.about: dict[str, Any] = {}  # plain data that travels with the adapter: task, labels, preprocessing
         self.seed: int | None = None
         self.watch: Watch | None = None

@@ -66,11 +66,16 @@ class Method:
         """Term added to the mean loss of a batch, right after its forward pass, of what the edits left in ``at.context``."""
         return 0.0
 
-    def step(self, at: Attachment, progress: float) -> None:
-        """Called after each optimiser step; ``progress`` runs from 0 to 1.
+    def step(self, at: Attachment, step: int, total: int) -> None:
+        """Called after each optimiser step, the first of which is 1 and the last ``total``; its gradients are still there.
 
-        It may change what trains. The search for the best state then begins anew, as older states no longer fit.
+        It may change what trains. The search for the best state then begins anew, as older states no longer fit. What it must
+        remember until the next step it keeps in ``at.memory``, so that a resumed training knows it.
         """
+
+    def settled(self, at: Attachment) -> bool:
+        """Whether the adapter has become what the method promises. No evaluation before that chooses it or ends the training."""
+        return True
 
     def resume(self, at: Attachment, state: Mapping[str, Tensor]) -> None:
         """Called before the ``state`` of an interrupted training is put back, to change ``at`` as ``step`` had changed it."""

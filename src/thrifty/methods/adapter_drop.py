@@ -95,9 +95,13 @@ class AdapterDrop(Method):
                 if not name.startswith(tuple(kept)):
                     at.release(name)
 
-    def step(self, at: Attachment, progress: float) -> None:
+    def step(self, at: Attachment, step: int, total: int) -> None:
         """The adapter's own."""
-        self._inner().step(at, progress)
+        self._inner().step(at, step, total)
+
+    def settled(self, at: Attachment) -> bool:
+        """The adapter's own."""
+        return self._inner().settled(at)
 
     def penalty(self, at: Attachment) -> Any:
         """The adapter's own."""

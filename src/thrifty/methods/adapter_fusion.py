@@ -75,7 +75,7 @@ class AdapterFusion(Method):
             return 0.0
         return self.regularise * sum((fusion.penalty() for _, fusion in fusions(at)), torch.zeros(()))
 
-    def step(self, at: Attachment, progress: float) -> None:
+    def step(self, at: Attachment, step: int, total: int) -> None:
         """Cool down, if annealed."""
         if self.anneal:
             for _, fusion in fusions(at):

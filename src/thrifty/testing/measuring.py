@@ -42,7 +42,7 @@ def step(method: Method, at: Attachment, backbone: Tiny, model: nn.Module, steps
         optimiser.zero_grad()
         (loss(backbone, model) + method.penalty(at)).backward()
         optimiser.step()
-        method.step(at, (i + 1) / steps)
+        method.step(at, i + 1, steps)
 
 
 def distance(a: Tensor, b: Tensor) -> float:

@@ -103,8 +103,9 @@ class Checkpoint:
 
 
 def collect(at: Attachment, optimizer: torch.optim.Optimizer) -> tuple[States, dict[str, dict[str, Any]]]:
-    """What the adapter and the optimiser hold: tensors by name, and the optimiser's plain values by parameter."""
+    """What adapter, method and optimiser hold: tensors by name, and the optimiser's plain values by parameter."""
     tensors = {f"adapter:{name}": t for name, t in at.state().items()}
+    tensors |= {f"memory:{name}": t.detach().to("cpu", copy=True).contiguous() for name, t in at.memory.items()}
     plain: dict[str, dict[str, Any]] = {}
     for i, held in optimizer.state_dict()["state"].items():
         for key, value in held.items():
@@ -122,6 +123,7 @@ def spread(at: Attachment, optimizer: torch.optim.Optimizer, tensors: States, pl
     if at.method is not None:
         at.method.resume(at, own)
     at.load_state(own)
+    at.memory = {n.removeprefix("memory:"): t.to(at.seen.device) for n, t in tensors.items() if n.startswith("memory:")}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in plain.items()}
     for name, value in sorted(tensors.items()):  # a file gives them in any order, but processes must exchange them in one

@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -52,10 +53,11 @@ def finish(job: Job, trained: Sequence[Trained], command: str | None) -> Run:
 
 
 def predict(job: Job, one: Trained, examples: list[dict[str, Any]]) -> results.Answers:
-    """What the adapter of one seed says of the test rows. One process reads it back from disk, as its user will."""
+    """What the adapter of one seed says of the test rows. It is read back from disk, as its user will, unless it is sharded."""
     model = job.backbone.model
     if one.state is None:
-        at = artifact.load(model, one.adapter, example=job.example())
+        with within_reach(job, one.adapter) as folder:
+            at = artifact.load(model, folder, example=job.example())
     else:
         assert job.at is not None
         at = job.at
@@ -67,6 +69,19 @@ def predict(job: Job, one: Trained, examples: list[dict[str, Any]]) -> results.A
             at.detach()
 
 
+@contextlib.contextmanager
+def within_reach(job: Job, adapter: Path) -> Iterator[Path]:
+    """The folder that the main process wrote; for others, which may run on another machine, a copy of it."""
+    if job.processes.world == 1:
+        yield adapter
+        return
+    held = job.processes.once(lambda: {file.name: file.read_bytes() for file in adapter.iterdir()})
+    with tempfile.TemporaryDirectory() as spare:
+        for name, data in held.items():
+            Path(spare, name).write_bytes(data)
+        yield Path(spare)
+
+
 def predict_untrained(job: Job, examples: list[dict[str, Any]]) -> results.Answers:
     """What the model said before it was trained."""
     with plain_model(job):
@@ -75,7 +90,7 @@ def predict_untrained(job: Job, examples: list[dict[str, Any]]) -> results.Answe
 
 @contextlib.contextmanager
 def plain_model(job: Job) -> Iterator[None]:
-    """The base model without what was trained. A single process has nothing attached any more."""
+    """The base model without what was trained. Unless it is sharded, nothing is attached any more."""
     if job.at is None or job.at.closed:
         yield
     else:
@@ -85,7 +100,7 @@ def plain_model(job: Job) -> Iterator[None]:
 
 def take_features(job: Job) -> baselines.Features | None:
     """What the frozen model sees in training and validation rows, for the linear baseline."""
-    if job.at is not None and job.processes.world == 1:
+    if job.at is not None and not job.processes.sharded:
         job.at.detach()
     if not job.settings.baselines or job.processes.sharded:
         return None

@@ -89,7 +89,7 @@ class Job:
         refuse_moved(model, before)
         trained = self.count()
         self.method.finish(at)
-        return Trained(seed, log, self.save(place / "adapter"), at.state() if self.processes.world > 1 else None, trained)
+        return Trained(seed, log, self.save(place / "adapter"), at.state() if self.processes.sharded else None, trained)
 
     def prepare(self, seed: int) -> Attachment:
         """A backbone with the method attached, and encoded rows."""

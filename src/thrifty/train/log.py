@@ -31,10 +31,12 @@ class Log:
         if self.step % every == 0 or self.step in (1, total):
             self.history.append({"step": self.step, "epoch": epoch, "loss": loss, "rate": rate})
 
-    def judged(self, epoch: float, values: dict[str, float], metric: str) -> bool:
-        """Note one evaluation; whether it is the best so far."""
+    def judged(self, epoch: float, values: dict[str, float], metric: str, eligible: bool = True) -> bool:
+        """Note one evaluation; whether it is the best so far of those that are ``eligible``."""
         self.evaluated = self.step
         self.evaluations.append({"step": self.step, "epoch": epoch, "values": values})
+        if not eligible:
+            return False
         if self.best_value is None or values[metric] > self.best_value:
             self.best_step, self.best_value, self.worse = self.step, values[metric], 0
             return True

@@ -98,7 +98,7 @@ class Training:
         self.optimizer.step()
         self.taken += 1
         self.log.stepped(self.total, self.order.epochs(step + 1), loss, self.optimizer.param_groups[0]["lr"])
-        self.method.step(self.at, self.log.step / self.total)
+        self.method.step(self.at, self.log.step, self.total)
         if self.revision != self.at.revision:
             self.revision, self.best = self.at.revision, None
             self.log.forget()
@@ -166,7 +166,7 @@ class Training:
         if not math.isfinite(values[metric]):
             raise ThriftyError(f"the validation {metric} is {values[metric]} at step {step}: it cannot decide what to keep")
         values = {name: value for name, value in values.items() if math.isfinite(value)}
-        better = self.log.judged(self.order.epochs(step), values, metric)
+        better = self.log.judged(self.order.epochs(step), values, metric, self.method.settled(self.at))
         if better:
             self.best = self.at.state()
         self.log.evaluate_seconds += time.monotonic() - began
