@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core import Attachment, Row, registered
 from ..core.errors import BrokenArtifact, ThriftyError, nearest
@@ -15,6 +15,7 @@ from ..core.site import at_path
 from ..core.sparse import mask_at
 
 SMALL = 4096  # numbers up to this are believed; larger ones need a tensor in the file that is as large
+DRAWN = 1 << 24  # so many entries may be drawn anew beside those in the file; more only for a base that has as many
 TYPES: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str}
 REFUSALS = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RuntimeError)
 State = dict[str, Tensor]
@@ -34,7 +35,8 @@ def rebuild(at: Attachment, rows: list[Row], data: dict[str, Any], state: State)
         kind, numbers = data["shared"]
         held = _held(state, "shared:")
         module = registered(kind)
-        _refuse_unfit(lambda: module(**numbers), module, numbers, kind, held)
+        widest = max((n for p in at.model.parameters() for n in p.shape), default=0)  # what layers share is as wide as they are
+        _refuse_unfit(lambda: module(**numbers), module, numbers, kind, held, at.model, widest)
         _build(lambda: at.share(module, **numbers), kind)  # type: ignore[arg-type]
     for row in rows:
         _put(at, row, _held(state, f"edit:{row.key}:"))
@@ -55,13 +57,17 @@ def _put(at: Attachment, row: Row, held: State) -> None:
         if rest or row.part.hi > width:
             raise BrokenArtifact(f"{row.key!r} is about columns {row.part.lo} to {row.part.hi}, {row.path!r} has {width}")
     kind = registered(row.edit)
-    _refuse_unfit(lambda: kind(site, **row.numbers), kind, row.numbers, row.key, held)
+    _refuse_unfit(lambda: kind(site, **row.numbers), kind, row.numbers, row.key, held, at.model)
     _build(lambda: at.put(site, kind, **row.numbers), row.key)
+    made = at.plan[-1].key
+    if made.rstrip("+") == row.key.rstrip("+") and row.key not in at.edits:  # edits of its kind were taken away before it
+        at.edits[row.key], at.slots[row.key], at.plan[-1].key = at.edits.pop(made), at.slots.pop(made), row.key
     if at.plan[-1].key != row.key:
         raise BrokenArtifact(f"the plan's keys are not those that its rows give: {row.key!r} should be {at.plan[-1].key!r}")
 
 
-def _refuse_unfit(make: Callable[[], Any], kind: Any, numbers: dict[str, Any], key: str, held: State) -> None:
+def _refuse_unfit(make: Callable[[], Any], kind: Any, numbers: dict[str, Any], key: str, held: State, model: nn.Module,
+                  wide: int = 0) -> None:
     """Compare with the tensors in the file, before memory is taken for numbers that the plan only claims."""
     wanted = {n: p for n, p in inspect.signature(kind.__init__).parameters.items() if n not in ("self", "site")}
     for name, value in numbers.items():
@@ -73,17 +79,21 @@ def _refuse_unfit(make: Callable[[], Any], kind: Any, numbers: dict[str, Any], k
     for name, parameter in wanted.items():
         if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and name not in numbers:
             raise BrokenArtifact(f"{key!r}: {kind.__name__} needs {name!r}")
-    most = max([SMALL, *(t.numel() for t in held.values())])
-    if giants := [n for n in _integers(numbers) if abs(n) > most]:
+    most = max([SMALL, wide, *(t.numel() for t in held.values())])
+    if giants := [n for n in _integers({k: v for k, v in numbers.items() if k != "seed"}) if abs(n) > most]:
         raise BrokenArtifact(f"{key!r}: {giants[0]} is out of all proportion to the {len(held)} tensors that the file holds "
                              "for it")
     try:
         with torch.device("meta"):
-            shapes = {n: tuple(t.shape) for n, t in make().state_dict().items()}
+            made = make()
+            shapes = {n: tuple(t.shape) for n, t in made.state_dict().items()}
     except REFUSALS as error:
         if isinstance(error, ThriftyError):
             raise
         return  # what cannot be built without numbers is judged when it is built with them; their bound stands
+    drawn = sum(b.numel() for n, b in made.named_buffers() if n not in shapes)
+    if drawn > max(DRAWN, sum(p.numel() for p in model.parameters())):
+        raise BrokenArtifact(f"{key!r}: {drawn:,} numbers to draw are out of all proportion to the model")
     for name, shape in shapes.items():
         if name not in held or tuple(held[name].shape) != shape:
             there = "missing" if name not in held else f"of shape {tuple(held[name].shape)}"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ledger as ledgers
-from .edit import Edit, Shared, build, install, plain, remove
+from .edit import Edit, Shared, build, install, plain, rehook, remove
 from .errors import HalfAdapted, NoSuchSite, ThriftyError
 from .merging import touched
 from .method import Method
@@ -118,6 +118,23 @@ class Building:
         self.plan.append(Row(key, site.path, site.role, site.depth, site.stack, site.part, edit.registered, numbers, seen))
         return made
 
+    def take_away(self, key: str) -> Site:
+        """The opposite of ``put``: for an edit that has done its work, or that a method must do without. Returns its site."""
+        site = self.edits.pop(key).site
+        remove(site.module, self.slots.pop(key))
+        self.plan = [row for row in self.plan if row.key != key]
+        self._changed()
+        return site
+
+    def replace(self, key: str, edit: type[Edit], **numbers: Any) -> Edit:
+        """Put an ``edit`` where the edit ``key`` was, when less is needed than was to train it."""
+        on = self.edits[key].on
+        made = self.put(self.take_away(key), edit, **numbers)
+        made.on = self.plan[-1].on = on
+        rehook(made.site.module)
+        self._changed()
+        return made
+
     def release(self, name: str) -> None:
         """Let a base parameter that trained in place be frozen again, as it was."""
         parameter = self.model.get_parameter(name)
@@ -140,12 +157,6 @@ class Building:
         """Take the shared module away, when no edit reads it any more."""
         remove(self.model, f"{self.name}_shared")
         self.context.shared, self.shared_as = None, None
-        self._changed()
-
-    def take_away(self, key: str) -> None:
-        """The opposite of ``put``: for an edit that has done its work, or that a method must do without."""
-        remove(self.edits.pop(key).site.module, self.slots.pop(key))
-        self.plan = [row for row in self.plan if row.key != key]
         self._changed()
 
     def train(self, name: str, mask: Tensor | None = None, wildcard: bool = False) -> None:

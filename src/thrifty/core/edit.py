@@ -175,6 +175,10 @@ class Edits(nn.ModuleDict):
         super().__init__()
         self.handles: tuple[RemovableHandle, ...] = ()
 
+    def forward(self, x: Any) -> Any:
+        """``x`` as it is: an nn.Sequential calls each of its children, and its hooks have run the edits already."""
+        return x
+
     def at(self, port: str) -> list[Any]:
         """Those that are on and act at ``port``."""
         return [e for e in self.values() if getattr(e, "port", None) == port and e.on]

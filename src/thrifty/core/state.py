@@ -21,10 +21,10 @@ def state(at: Building) -> dict[str, Tensor]:
         now = at.stash[name] if name in at.stash else at._tensor(name)
         if name in at.masks:
             found[f"entries:{name}"] = positions(at.masks[name])
-            found[f"base:{name}"] = _whole(now)[at.masks[name]]
+            found[f"base:{name}"] = whole(now)[at.masks[name]]
         else:
             found[f"base:{name}"] = now
-    return {n: _whole(t).detach().to("cpu", copy=True).contiguous() for n, t in found.items()}
+    return {n: whole(t).detach().to("cpu", copy=True).contiguous() for n, t in found.items()}
 
 
 @torch.no_grad()
@@ -51,11 +51,11 @@ def load_state(at: Building, state: Mapping[str, Tensor]) -> None:
         at.masks[name].copy_(mask)
     for name, target in targets.items():
         if name.startswith("base:") and (base := name[5:]) in masks:
-            whole = at.base[base].clone()
-            whole[masks[base]] = state[name].to(whole)
-            target.copy_(whole)
+            every = at.base[base].clone()
+            every[masks[base]] = state[name].to(every)
+            target.copy_(every)
         else:
-            target.copy_(_spread(target, state[name]))
+            target.copy_(spread(target, state[name]))
 
 
 def _tuner(at: Building) -> dict[str, Tensor]:
@@ -68,8 +68,8 @@ def _tuner(at: Building) -> dict[str, Tensor]:
     return found
 
 
-def _spread(target: Any, value: Tensor) -> Tensor:
-    """``value``, sharded as ``target`` is."""
+def spread(target: Any, value: Tensor) -> Tensor:
+    """``value``, over processes as ``target`` is."""
     if not hasattr(target, "full_tensor"):
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -77,5 +77,6 @@ def _spread(target: Any, value: Tensor) -> Tensor:
     return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
 
 
-def _whole(t: Tensor) -> Tensor:
+def whole(t: Any) -> Tensor:
+    """``t``, gathered if it is spread over processes."""
     return t.full_tensor() if hasattr(t, "full_tensor") else t
