@@ -29,7 +29,7 @@ def settings(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "adapter_config.json").read_text())
 
 
-LORA, IA3 = peft.LoraConfig, peft.IA3Config
+LORA, IA3, VERA = peft.LoraConfig, peft.IA3Config, peft.VeraConfig
 READ: dict[str, tuple[str, Any]] = {
     "bert-lora": ("bert", LORA(target_modules=["query", "value"])),
     "bert-head": ("bert", LORA(task_type="SEQ_CLS", target_modules=["query"], r=4, lora_alpha=16, lora_dropout=0.1)),
@@ -61,6 +61,14 @@ READ: dict[str, tuple[str, Any]] = {
     "cnn-lora": ("cnn", LORA(target_modules=["conv1", "conv2"], modules_to_save=["fc", "bn"])),
     "cnn-dora": ("cnn", LORA(target_modules=["conv1", "conv2"], use_dora=True)),
     "cnn-ia3": ("cnn", IA3(target_modules=["conv1", "conv2"], feedforward_modules=["conv2"])),
+    "bert-vera": ("bert", VERA(target_modules=["query", "value"], r=8)),
+    "bert-vera-shapes": ("bert", VERA(task_type="SEQ_CLS", target_modules=["query", "dense"], r=6, vera_dropout=0.1)),
+    "bert-vera-bias-all": ("bert", VERA(target_modules=["query"], r=6, bias="all")),
+    "bert-vera-bias-own": ("bert", VERA(target_modules=["query", "output.dense"], r=6, bias="vera_only")),
+    "llama-vera-drawn": ("llama", VERA(target_modules="all-linear", r=6, save_projection=False, projection_prng_key=54321)),
+    "llama-vera-layers": ("llama", VERA(target_modules=["q_proj", "up_proj"], r=6, layers_to_transform=[1], d_initial=0.5)),
+    "gpt2-vera": ("gpt2", VERA(target_modules=["c_attn", "mlp.c_proj"], r=6, fan_in_fan_out=True)),
+    "t5-vera": ("t5", VERA(task_type="SEQ_2_SEQ_LM", target_modules=["q", "v", "wo"], r=6)),
 }
 
 
@@ -110,6 +118,12 @@ WRITE: dict[str, tuple[str, Any, str | None]] = {
     "cnn-lora": ("cnn", thrifty.LoRA(where="conv"), "fc*|bn"),
     "cnn-dora": ("cnn", thrifty.DoRA(where="conv"), None),
     "cnn-ia3": ("cnn", thrifty.IA3(where="conv"), None),
+    "bert-vera": ("bert", thrifty.VeRA(rank=8, where="attn.?|mlp.*"), "head"),
+    "bert-vera-biases": ("bert", thrifty.VeRA(rank=8), "*.bias"),
+    "llama-vera-drawn": ("llama", thrifty.VeRA(rank=8, keep=False, seed=54321, where="attn.?|mlp.*"), None),
+    "gpt2-vera-whole": ("gpt2", thrifty.VeRA(rank=8, where="transformer.h.?.attn.c_proj|mlp.*"), None),
+    "bert-lora-fa": ("bert", thrifty.LoRAFA(stable=True), "head"),
+    "gpt2-lora-fa-parts": ("gpt2", thrifty.LoRAFA(), None),
 }
 
 

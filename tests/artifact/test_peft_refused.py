@@ -45,7 +45,7 @@ CONFIGS: dict[str, tuple[Callable[[Config], Any], type[Exception], str]] = {
     "wrong type": (lambda c: c.update(r="8"), BrokenArtifact, "'r' is of the wrong type"),
     "no rank": (lambda c: c.pop("r"), BrokenArtifact, "r = None"),
     "no alpha": (lambda c: c.pop("lora_alpha"), BrokenArtifact, "lora_alpha"),
-    "other type": (lambda c: c.update(peft_type="VERA"), CannotExpress, "'VERA' cannot be expressed.*LORA, IA3"),
+    "other type": (lambda c: c.update(peft_type="LOHA"), CannotExpress, "'LOHA' cannot be expressed.*LORA, VERA, IA3"),
     "pissa": (lambda c: c.update(init_lora_weights="pissa_niter_4"), CannotExpress, "pissa_niter_4.*base weights"),
     "lora bias": (lambda c: c.update(lora_bias=True), CannotExpress, "lora_bias = True"),
     "expert parameters": (lambda c: c.update(target_parameters=["mlp.experts.up"]), CannotExpress, "target_parameters"),

@@ -115,10 +115,11 @@ def frozen_stay(model: nn.Module, at: Any, steps: int = 3) -> set[str]:
 
 
 def golden(name: str) -> dict[str, Any]:
-    """Reference arrays as tensors; numbers of the setting as Python numbers."""
+    """Reference arrays as tensors, names as lists; numbers of the setting as Python numbers."""
     numpy = pytest.importorskip("numpy")
     path = SHARED / "golden" / f"{name}.npz"
     if not path.exists():
         pytest.skip(f"no reference arrays at {path}; set THRIFTY_SHARED")
     with numpy.load(path) as held:
-        return {k: held[k].item() if held[k].ndim == 0 else torch.from_numpy(held[k]) for k in held}
+        return {k: held[k].item() if held[k].ndim == 0 else held[k].tolist() if held[k].dtype.kind == "U"
+                else torch.from_numpy(held[k]) for k in held}

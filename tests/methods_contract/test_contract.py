@@ -17,9 +17,12 @@ TIMM = {"timm_vit", "timm_swin", "timm_resnet", "timm_convnext", "open_clip"}
 SETTINGS: dict[str, dict[str, object]] = {
     "houlsby": {"rank": 4}, "pfeiffer": {"rank": 4}, "parallel-adapter": {"rank": 4}, "prefix": {"length": 3, "hidden": 8},
     "prompt": {"length": 4}, "vpt": {"length": 3}, "adapter-drop": {"skip": 1, "settings_of": {"rank": 4}},
-    "mad-x-language": {"rank": 4},
+    "mad-x-language": {"rank": 4}, "vera": {"rank": 8},
 }
-ELSEWHERE: dict[tuple[str, str], dict[str, object]] = {("lora", "resnet"): {"where": "conv"}, ("dora", "resnet"): {"where": "head"}}
+ELSEWHERE: dict[tuple[str, str], dict[str, object]] = {
+    **{(m, "resnet"): {"where": "conv"} for m in ("adalora", "dynamic-rank-dora", "lora-fa")},
+    ("vera", "resnet"): {"where": "head"},
+    ("lora", "resnet"): {"where": "conv"}, ("dora", "resnet"): {"where": "head"}}
 
 # Where a method has no meaning, and how that is said.
 REFUSED: dict[tuple[str, str], type[ThriftyError]] = {

@@ -5,14 +5,17 @@ from typing import Any
 
 from ..core import Method
 from ..core.errors import NoSuchSetting, nearest
+from .adalora import AdaLoRA
 from .adapter_drop import AdapterDrop
 from .adapter_fusion import AdapterFusion
 from .bitfit import BitFit
 from .dora import DoRA
+from .dynamic_rank_dora import DynamicRankDoRA
 from .full import FullFineTuning
 from .houlsby import Houlsby
 from .ia3 import IA3
 from .lora import LoRA
+from .lora_fa import LoRAFA
 from .mad_x import MADX, MADXLanguage
 from .norm import LayerNormTuning
 from .parallel_adapter import ParallelAdapter
@@ -20,11 +23,12 @@ from .pfeiffer import Pfeiffer
 from .prefix import PrefixTuning
 from .probe import LinearProbe
 from .prompt import PromptTuning
+from .vera import VeRA
 from .vpt import VPT
 
-__all__ = ["AdapterDrop", "AdapterFusion", "BitFit", "DoRA", "FullFineTuning", "Houlsby", "IA3", "LayerNormTuning",
-           "LinearProbe", "LoRA", "MADX", "MADXLanguage", "ParallelAdapter", "Pfeiffer", "PrefixTuning",
-           "PromptTuning", "VPT"]
+__all__ = ["AdaLoRA", "AdapterDrop", "AdapterFusion", "BitFit", "DoRA", "DynamicRankDoRA", "FullFineTuning", "Houlsby",
+           "IA3", "LayerNormTuning", "LinearProbe", "LoRA", "LoRAFA", "MADX", "MADXLanguage", "ParallelAdapter", "Pfeiffer",
+           "PrefixTuning", "PromptTuning", "VeRA", "VPT"]
 
 CATALOGUE: dict[str, type[Method]] = {m.name: m for m in (globals()[name] for name in __all__)}
 

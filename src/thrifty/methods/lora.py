@@ -61,15 +61,19 @@ class LowRank(Branch):
     def update(self, x: Tensor) -> Tensor:
         """s B A x."""
         if self.kind == "conv":
-            low = apply_weight(self.site.module, self.A, x)
+            low = apply_weight(self.site.module, self.down(), x)
             up = self.B.reshape(*self.B.shape, *(1 for _ in self.A.shape[2:]))
             return self.scale * getattr(F, f"conv{self.A.dim() - 2}d")(low, up)
-        low = apply_weight(self.site.module, self.A, x) if self.kind == "embedding" else F.linear(x, self.A)
+        low = apply_weight(self.site.module, self.down(), x) if self.kind == "embedding" else F.linear(x, self.down())
         return self.scale * F.linear(low, self.B)
+
+    def down(self) -> Tensor:
+        """What x is multiplied by first [rank, din, ...]."""
+        return self.A
 
     def delta(self, weight: Tensor) -> Tensor:
         """s B A, in the shape of ``weight``."""
-        return (self.scale * self.B @ self.A.flatten(1)).view(-1, *self.A.shape[1:])
+        return (self.scale * self.B @ self.down().flatten(1)).view(-1, *self.A.shape[1:])
 
     @classmethod
     def combine(cls, edits: list[Any], weights: list[float]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -29,6 +29,11 @@ KNOWN: dict[str, dict[str, Any]] = {
         "layers_to_transform": (list, int, type(None)), "layers_pattern": _LISTED, "rank_pattern": (dict, type(None)),
         "alpha_pattern": (dict, type(None)),
     },
+    "VERA": {
+        **_ABOUT, "target_modules": _LISTED, "modules_to_save": (list, type(None)), "fan_in_fan_out": bool, "r": int, "bias": str,
+        "vera_dropout": (int, float), "d_initial": (int, float), "projection_prng_key": int, "save_projection": bool,
+        "init_weights": bool, "layers_to_transform": (list, int, type(None)), "layers_pattern": _LISTED,
+    },
     "IA3": {**_ABOUT, **_TARGETS, "feedforward_modules": _LISTED, "init_ia3_weights": bool},
     "PREFIX_TUNING": {**_ABOUT, **_PROMPTS, "prefix_projection": bool, "encoder_hidden_size": (int, type(None)),
                       "init_weights": (str, type(None))},
@@ -70,9 +75,19 @@ def read_config(folder: Path) -> Config:
             raise CannotExpress(f"{where}: {key} = {value!r} cannot be expressed here")
     if kind == "LORA":
         _refuse_lora(where, data)
+    if kind in ("LORA", "VERA"):
+        _refuse_numbers(where, data)
     if kind.endswith("_TUNING") and not (isinstance(data.get("num_virtual_tokens"), int) and data["num_virtual_tokens"] > 0):
         raise BrokenArtifact(f"{where}: num_virtual_tokens = {data.get('num_virtual_tokens')!r} is no length")
     return data
+
+
+def _refuse_numbers(where: Path, data: Config) -> None:
+    only = f"{data['peft_type'].lower()}_only"
+    if data.get("bias", "none") not in ("none", "all", only):
+        raise BrokenArtifact(f"{where}: bias = {data['bias']!r} is neither 'none', 'all' nor {only!r}")
+    if not isinstance(data.get("r"), int) or data["r"] < 1:
+        raise BrokenArtifact(f"{where}: r = {data.get('r')!r} is not a rank")
 
 
 def _refuse_lora(where: Path, data: Config) -> None:
@@ -81,10 +96,6 @@ def _refuse_lora(where: Path, data: Config) -> None:
         raise CannotExpress(f"{where}: init_lora_weights = {start!r} also changed the base weights, which the file does not "
                             "hold. Save it again as a plain LoRA: save_pretrained(..., "
                             "path_initial_model_for_weight_conversion=...)")
-    if data.get("bias", "none") not in ("none", "all", "lora_only"):
-        raise BrokenArtifact(f"{where}: bias = {data['bias']!r} is neither 'none', 'all' nor 'lora_only'")
-    if not isinstance(data.get("r"), int) or data["r"] < 1:
-        raise BrokenArtifact(f"{where}: r = {data.get('r')!r} is not a rank")
     if "lora_alpha" not in data:
         raise BrokenArtifact(f"{where}: 'lora_alpha' is missing")
     for name in ("rank_pattern", "alpha_pattern"):

@@ -12,13 +12,13 @@ from ...core import Attachment
 from ...core.attaching import finish
 from ...core.errors import BrokenArtifact, ThriftyError, WrongBase
 from ...core.probe import Example, Seen
-from . import full, lowrank, prefix, prompt, scales
+from . import full, lowrank, prefix, prompt, scales, vera
 from .config import CONFIG, Config, read_config
 from .weights import read_weights
 
 State = dict[str, Tensor]
 READERS: dict[str, Callable[[Attachment, Config, State], State]] = {
-    "LORA": lowrank.read, "IA3": scales.read, "PREFIX_TUNING": prefix.read, "PROMPT_TUNING": prompt.read,
+    "LORA": lowrank.read, "VERA": vera.read, "IA3": scales.read, "PREFIX_TUNING": prefix.read, "PROMPT_TUNING": prompt.read,
 }
 
 
@@ -44,7 +44,7 @@ def read(folder: str | Path, model: nn.Module, name: str = "default", base: str 
         named = config.get("base_model_name_or_path")
         raise WrongBase(f"{folder / CONFIG} names its base model ({named!r}) but holds nothing to compare weights with: "
                         "make sure of it and pass base='any'" if base == "same" else f"base= is 'any' here, not {base!r}")
-    tensors = read_weights(folder, config["peft_type"] not in ("LORA", "IA3"))
+    tensors = read_weights(folder, config["peft_type"].endswith("_TUNING"))
     at = Attachment(model, name, seen=Seen(model, example), tied="leave")
     try:
         with torch.random.fork_rng(devices=[]):  # initial values that the file's take the place of

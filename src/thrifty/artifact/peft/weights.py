@@ -11,6 +11,7 @@ from ..files import read_header
 from .config import PICKLE, TENSORS
 
 PREFIX = "base_model.model."  # PeftModel.base_model is the tuner, whose .model is the user's
+SHARED = ("vera_A", "vera_B")  # these are the tuner's own, not those of a module in the model
 PROMPT_PREFIX, PROMPT = "base_model.", "prompt_embeddings"  # prompt learning has no tuner in between
 
 
@@ -29,12 +30,13 @@ def read_weights(folder: Path, prompt: bool) -> dict[str, Tensor]:
 
     found: dict[str, Tensor] = {}
     prefix = PROMPT_PREFIX if prompt else PREFIX
+    own = {f"{PROMPT_PREFIX}{name}": name for name in SHARED}
     try:
         with safe_open(where, "pt") as file:
             for name in file.keys():  # noqa: SIM118  the file object is not iterable
-                if not name.startswith(prefix) and not (prompt and name == PROMPT):
+                if not name.startswith(prefix) and name not in own and not (prompt and name == PROMPT):
                     raise BrokenArtifact(f"{where}: the name {name!r} does not begin with {prefix!r}")
-                found[name.removeprefix(prefix)] = _finite(where, name, file.get_tensor(name))
+                found[own.get(name, name.removeprefix(prefix))] = _finite(where, name, file.get_tensor(name))
     except SafetensorError as error:
         raise BrokenArtifact(f"{where} is not whole: {error}") from None
     return found
