@@ -1,6 +1,7 @@
 """Life cycle, points 1, 2 and 11: what matches nothing or only a part, what would be half adapted, what loses gradients."""
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +52,18 @@ def test_a_tied_weight() -> None:
     assert thrifty.attach(gpt2(), thrifty.LoRA(where="embed"), tied="leave").plan
     with pytest.raises(HalfAdapted, match="is tied to"):
         thrifty.attach(gpt2(), thrifty.LoRA(), also_train="head")
+
+
+def test_a_tied_weight_that_trains_is_no_part_of_the_base_by_any_name(tmp_path: Path) -> None:
+    model = gpt2()
+    at = thrifty.attach(model, thrifty.FullFineTuning())
+    with torch.no_grad():
+        for p in at.parameters():
+            p.add_(0.1)
+    at.save(tmp_path / "adapter")
+    fresh, ids = gpt2(), torch.tensor([[3, 5, 7]])
+    thrifty.load(fresh, tmp_path / "adapter")
+    assert torch.equal(fresh(ids).logits, model(ids).logits)
 
 
 def test_a_shared_module() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..core.digest import digest
 from ..core.errors import BrokenArtifact, WrongBase
-from ..core.ledger import Ledger, ledger
+from ..core.ledger import Ledger, first_names, ledger
 from ..core.site import _owned
 
 ROUNDED = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -64,13 +64,31 @@ def refuse_other(model: nn.Module, recorded: Any, skip: Iterable[str]) -> str:
                     "if you know better")
 
 
+def refuse_other_trunk(model: nn.Module, recorded: Any, skip: Iterable[str]) -> None:
+    """Compare the tensors that ``model`` has in common with a recorded fingerprint: the trunk, under whatever head.
+
+    Raises:
+        WrongBase: they have other contents, or there are none.
+        BrokenArtifact: the record is not a fingerprint.
+    """
+    if not isinstance(recorded, dict) or not isinstance(recorded.get("stored"), dict):
+        raise BrokenArtifact("the file's record of its base model is not a fingerprint")
+    stored = recorded["stored"]
+    common = {n: t for n, t in base_tensors(model, frozenset(skip)).items() if n in stored}
+    different = [n for n, t in common.items() if digest(t) != stored[n]]
+    if different or not common:
+        fact = f"{len(different)} of {len(common)} common tensors have other contents, the first is {different[0]!r}" \
+            if different else "they have no tensor in common"
+        raise WrongBase(f"{type(model).__name__} and the base that this adapter was trained on are different models: {fact}")
+
+
 def base_tensors(model: nn.Module, skip: frozenset[str]) -> dict[str, Tensor]:
     """The base model's tensors as they are without any attachment."""
     book: Ledger | None = ledger(model)
     if book is not None:
         return book.base_tensors(skip)
-    every = model.state_dict(keep_vars=True)
-    return {n: t for n, t in every.items() if isinstance(t, Tensor) and n not in skip and not _owned(n)}
+    every, first = model.state_dict(keep_vars=True), first_names(model)
+    return {n: t for n, t in every.items() if isinstance(t, Tensor) and first.get(n, n) not in skip and not _owned(n)}
 
 
 def _rounded(t: Tensor, dtype: torch.dtype) -> Tensor:

@@ -51,13 +51,15 @@ class Ledger:
         return next((a.name for a in self.attachments.values() if name in a.base), None)
 
     def base_tensors(self, skip: frozenset[str] = frozenset()) -> dict[str, Tensor]:
-        """The base model's parameters and persistent buffers as they were, by name, without those in ``skip``."""
+        """The base model's parameters and persistent buffers as they were, by every name, without those in ``skip``."""
         found: dict[str, Tensor] = {}
+        first = first_names(self.model)
         originals = {n: t for a in reversed(self.merges) for n, t in a.backup.items()}
         originals |= {n: t for a in self.attachments.values() for n, t in a.base.items()}
         for name, tensor in self.model.state_dict(keep_vars=True).items():
-            if not _owned(name) and name not in skip and isinstance(tensor, Tensor):
-                found[name] = originals.get(name, tensor)
+            known = first.get(name, name)
+            if not _owned(name) and known not in skip and isinstance(tensor, Tensor):
+                found[name] = originals.get(known, tensor)
         return found
 
 
@@ -121,6 +123,12 @@ def canonical(model: nn.Module, name: str) -> str:
     if name not in every:
         raise ThriftyError(f"{type(model).__name__} has no parameter {name!r}." + nearest(name, every))
     return next(n for n, p in model.named_parameters() if p is every[name])
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter -> the first under which the model lists it; they differ where it is tied."""
+    first = {id(p): name for name, p in model.named_parameters()}
+    return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
 
 
 def other_names(model: nn.Module, parameter: Tensor) -> list[str]:
