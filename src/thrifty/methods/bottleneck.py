@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Branch, Edit, Site, register
-from ..core.errors import DeadEdit
+from ..core.errors import DeadEdit, Unfit
 
 
 def _gelu_tanh(t: Tensor) -> Tensor:
@@ -27,19 +27,23 @@ ACTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Projections(Branch):
-    """The projections ``down`` [d -> m] and ``up`` [m -> dout] and what lies between. Biases start at zero.
+    """The projections ``down`` [d -> m] and ``up`` [m -> out] and what lies between. Biases start at zero.
 
     ``init``: "normal" and "truncated" (at two deviations) draw both weights with deviation ``std``; "zero" draws W_d as
-    nn.Linear does and sets W_u to zero, so that the branch starts as nothing.
+    nn.Linear does and sets W_u to zero, so that the branch starts as nothing. ``norm`` puts a new LayerNorm, which trains
+    too, in front. ``learned`` lets s train, from ``scale`` on. ``out`` is the site's output width unless told.
     """
 
     def __init__(self, site: Site, rank: int, width: int, act: str, init: str, std: float, scale: float = 1.0,
-                 dropout: float = 0.0):
+                 dropout: float = 0.0, norm: bool = False, bias: bool = True, learned: bool = False, out: int = 0):
         super().__init__(site)
-        self.down, self.up = nn.Linear(width, rank), nn.Linear(rank, site.dout)
-        self.act, self.scale, self.dropout = ACTS[act], scale, nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(width) if norm else None
+        self.down, self.up = nn.Linear(width, rank, bias), nn.Linear(rank, out or site.dout, bias)
+        self.act, self.dropout = ACTS[act], nn.Dropout(dropout)
+        self.scale = nn.Parameter(torch.full((1,), scale)) if learned else scale
         for layer in (self.down, self.up):
-            nn.init.zeros_(layer.bias)
+            if bias:
+                nn.init.zeros_(layer.bias)
             if init == "normal":
                 nn.init.normal_(layer.weight, std=std)
             elif init == "truncated":
@@ -48,16 +52,39 @@ class Projections(Branch):
             nn.init.zeros_(self.up.weight)
 
     def branch(self, h: Tensor) -> Tensor:
-        """A(h): h [..., d] -> [..., dout], in the precision of the parameters."""
-        return self.scale * self.up(self.dropout(self.act(self.down(h.to(self.up.weight.dtype)))))
+        """A(h): h [..., d] -> [..., out], in the precision of the parameters."""
+        h = h.to(self.up.weight.dtype)
+        h = h if self.norm is None else self.norm(h)
+        return self.scale * self.up(self.dropout(self.act(self.down(h))))
+
+
+def refuse_maps(site: Site, t: Tensor, width: int) -> None:
+    """Refuse a block that gives out images with their channels first, [batch, channels, ...].
+
+    Raises:
+        Unfit: the last axis of ``t``, which the block gave out, is not that of its ``width`` features.
+    """
+    if site.role == "block" and (t.shape[-1] != width or t.dim() > 3 and t.shape[1] == width):
+        raise Unfit(f"the block {site.path!r} ({type(site.module).__name__}) gives out {list(t.shape)}: its {width} features are "
+                    "not the last axis, as in [batch, tokens, features]")
 
 
 @register("bottleneck")
 class Bottleneck(Projections):
     """y + A(y): the adapter reads what the site gives out, and keeps it."""
 
-    def __init__(self, site: Site, rank: int, act: str, init: str, std: float, scale: float = 1.0, dropout: float = 0.0):
-        super().__init__(site, rank, site.dout, act, init, std, scale, dropout)
+    def __init__(self, site: Site, rank: int, act: str, init: str, std: float, scale: float = 1.0, dropout: float = 0.0,
+                 norm: bool = False, bias: bool = True):
+        super().__init__(site, rank, site.dout, act, init, std, scale, dropout, norm, bias)
+
+    def read(self, y: Tensor, x: Tensor) -> Tensor:
+        """y [..., d].
+
+        Raises:
+            Unfit: the site is a block whose features are not the last axis of what it gives out.
+        """
+        refuse_maps(self.site, y, self.up.out_features)
+        return y
 
 
 @register("bottleneck-before-norm")
@@ -95,14 +122,24 @@ class Tap(Edit):
 
 @register("bottleneck-beside")
 class Beside(Projections):
-    """y + A(x), where x is what a ``Tap`` left under ``key``, or the site's own input if ``key`` is empty."""
+    """y + A(x), where x is what a ``Tap`` left under ``key``, or the site's own input if ``key`` is empty.
+
+    y is what the site gives out, or at ``port="input"`` what it takes in.
+    """
 
     additive = True
 
     def __init__(self, site: Site, key: str, width: int, rank: int, act: str, init: str, std: float, scale: float = 1.0,
-                 dropout: float = 0.0):
-        super().__init__(site, rank, width, act, init, std, scale, dropout)
-        self.key = key
+                 dropout: float = 0.0, norm: bool = False, learned: bool = False, port: str = "output"):
+        if port not in ("input", "output") or (port == "input" and not key):
+            raise ValueError(f"an adapter beside something acts on 'output', or with a key on 'input', not on {port!r}")
+        out = site.din if port == "input" else site.dout
+        super().__init__(site, rank, width, act, init, std, scale, dropout, norm, learned=learned, out=out)
+        self.key, self.port = key, port
+
+    def forward(self, y: Tensor, x: Tensor | None = None) -> Tensor:
+        """y + A(x); at the input port y is what the site takes in."""
+        return super().forward(y, y if x is None else x)
 
     def read(self, y: Tensor, x: Tensor) -> Tensor:
         """What the tap left, or x; [..., width].

@@ -9,38 +9,66 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Edit, Method, Site, register
+from .bottleneck import refuse_maps
 
 
-@register("scale")
-class Scale(Edit):
-    """y <- l * y at the output port, x <- l * x at the input port; l [dout] or [din] starts at one, which changes nothing."""
+class Factors(Edit):
+    """y <- a * y at the output port, x <- a * x at the input port: one factor a per feature, ``width`` of them."""
 
     def __init__(self, site: Site, port: str):
         super().__init__(site)
         if port not in ("input", "output"):
             raise ValueError(f"a scale acts on 'input' or 'output', not {port!r}")
-        self.port = port
-        self.l = nn.Parameter(torch.ones(site.dout if port == "output" else site.din))
+        self.port, self.width = port, site.dout if port == "output" else site.din
         module: Any = site.module
         conv = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         self.shape = (-1, *(1 for _ in module.kernel_size)) if conv else (-1,)
 
+    def factors(self) -> Tensor:
+        """a [width]."""
+        raise NotImplementedError
+
     def forward(self, t: Tensor, x: Tensor | None = None) -> Tensor:
-        """t [..., width], or [..., width, height, ...] at a convolution -> the same shape. ``x`` is not read."""
-        return (t.to(self.l.dtype) * self.l.view(self.shape)).to(t.dtype)
+        """t [..., width], or [..., width, height, ...] at a convolution -> the same shape. ``x`` is not read.
+
+        Raises:
+            Unfit: the site is a block that does not give out tokens.
+        """
+        refuse_maps(self.site, t, self.width)
+        a = self.factors()
+        return (t.to(a.dtype) * a.view(self.shape)).to(t.dtype)
 
     def delta(self, weight: Tensor) -> Tensor:
-        """(l - 1) times the rows (output) or the columns (input) of ``weight``."""
+        """(a - 1) times the rows (output) or the columns (input) of ``weight``.
+
+        Raises:
+            CannotMerge: the site has no weight.
+        """
+        if getattr(self.site.module, "weight", None) is None:
+            return super().delta(weight)
         return weight * (self._along(weight) - 1)
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """At the output the bias is scaled too."""
         folded = weight * self._along(weight)
-        return folded, bias if bias is None or self.port == "input" else bias * self.l.to(bias)
+        return folded, bias if bias is None or self.port == "input" else bias * self.factors().to(bias)
 
     def _along(self, weight: Tensor) -> Tensor:
         axis = 0 if self.port == "output" else 1
-        return self.l.to(weight).view(*(-1 if i == axis else 1 for i in range(weight.dim())))
+        return self.factors().to(weight).view(*(-1 if i == axis else 1 for i in range(weight.dim())))
+
+
+@register("scale")
+class Scale(Factors):
+    """a = l, which starts at one and so changes nothing."""
+
+    def __init__(self, site: Site, port: str):
+        super().__init__(site, port)
+        self.l = nn.Parameter(torch.ones(self.width))
+
+    def factors(self) -> Tensor:
+        """l [width]."""
+        return self.l
 
 
 @dataclass
@@ -52,7 +80,7 @@ class IA3(Method):
     """
 
     name = "ia3"
-    aliases = ("(ia)3", "t-few")
+    aliases = ("(ia)3",)
     route = "inject parameters"
     paper = "Liu et al., Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper, NeurIPS 2022, arXiv:2205.05638"
     trains = "one factor per key, value and hidden feature"
