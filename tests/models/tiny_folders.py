@@ -42,6 +42,14 @@ def bert(folder: Path, kind: str = "BertModel", **settings: Any) -> Path:
     return save(folder, getattr(T, kind)(T.BertConfig(**SMALL, max_position_embeddings=64, **settings)), tokenizer("encoder"))
 
 
+def masked_bert(folder: Path) -> Path:
+    """A BERT that guesses hidden words; its mask is the apostrophe."""
+    torch.manual_seed(1)
+    reader = tokenizer("encoder")
+    reader.add_special_tokens({"mask_token": "'"})
+    return save(folder, T.BertForMaskedLM(T.BertConfig(**SMALL, max_position_embeddings=64)), reader)
+
+
 def roberta(folder: Path) -> Path:
     torch.manual_seed(2)
     config = T.RobertaConfig(**{**SMALL, "pad_token_id": 0}, max_position_embeddings=40, type_vocab_size=1)

@@ -1,4 +1,4 @@
-"""The main job on each of the seven tasks: from rows in memory to a folder that the report accepts and `predict` repeats."""
+"""The main job on each of the eight tasks: from rows in memory to a folder that the report accepts and `predict` repeats."""
 from __future__ import annotations
 
 import io
@@ -35,6 +35,8 @@ def row(task: str, i: int, drawn: random.Random) -> dict[str, Any]:
         return {"tokens": tokens, "tags": ["B-cat" if token == "cat" else "O" for token in tokens]}
     if task == "multiple-choice":
         return {"text": text, "choices": drawn.sample(WORDS, 2 + i % 3), "label": i % 2}
+    if task == "masked-language":
+        return {"text": text}
     if task == "image-classification":
         return {"image": picture(drawn, i), "label": "dark" if i % 2 else "bright"}
     return {"source": text, "target": " ".join(reversed(text.split()))}
@@ -52,9 +54,10 @@ def picture(drawn: random.Random, i: int) -> bytes:
 
 
 MODELS = {"token-classification": tiny_folders.distilbert, "causal-generation": tiny_folders.llama,
-          "seq2seq-generation": tiny_folders.t5, "image-classification": tiny_folders.vit}
+          "seq2seq-generation": tiny_folders.t5, "masked-language": tiny_folders.masked_bert,
+          "image-classification": tiny_folders.vit}
 TASKS = ["text-classification", "regression", "token-classification", "multiple-choice", "causal-generation", "seq2seq-generation",
-         "image-classification"]
+         "masked-language", "image-classification"]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -72,14 +75,15 @@ def test_from_rows_to_a_report_and_back(task: str, tmp_path: Path) -> None:
     model = MODELS.get(task, tiny_folders.bert)(tmp_path / "model")
     # two texts: which is first is for the user to say; everything else is inferred, and seq2seq by the model
     columns = {"columns": {"text": "text", "text_pair": "text_pair"}} if task == "text-classification" else {}
-    if task == "regression":
+    if task in ("regression", "masked-language"):
         more["task"] = task
     run = thrifty.tune(str(model), data, out=tmp_path / "run", **QUICK, **more, **columns)
     assert run.metrics["task"] == task and run.metrics["items"] == {"train": 40, "validation": 10, "test": 10}
     assert run.metrics["test"][run.metrics["metric"]] and (tmp_path / "run" / "report.html").stat().st_size > 10_000
     names = [baseline["name"] for baseline in run.metrics["baselines"]]
     one_answer = task in ("text-classification", "regression", "image-classification")
-    assert names == (["untrained"] if task.endswith("generation") else ["majority", "linear"] if one_answer else ["majority"])
+    likely = task.endswith(("generation", "language"))
+    assert names == (["untrained"] if likely else ["majority", "linear"] if one_answer else ["majority"])
     reported = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     again = predict(tmp_path / "run", data, split="test")
     for old, new in zip(reported, again, strict=True):

@@ -58,6 +58,14 @@ class Method:
         for site in at.sites(self.where):
             at.put(site, self.Edit, **self.numbers(site))
 
+    def loss(self, at: Attachment, task: Any, model: Any, batch: Any) -> tuple[Tensor, int]:
+        """The loss on a batch, and how many items it is the mean of: the task's, unless the method trains on another.
+
+        ``task`` is a ``thrifty.tasks.Task``; ``model`` is what to call, ``at.model`` or a wrapper around it.
+        """
+        loss: tuple[Tensor, int] = task.loss(model, batch)
+        return loss
+
     def penalty(self, at: Attachment) -> Tensor | float:
         """Term added to the task loss at every step, of what trains alone."""
         return 0.0

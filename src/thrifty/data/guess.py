@@ -73,7 +73,7 @@ def fill(task: str, view: View, said: Named, table: Table) -> Named:
 
 def fill_text(task: str, found: Named, view: View) -> None:
     """The text column, or the two of a pair whose names say that they belong together."""
-    naming = naming_column(found["label"][0], view)
+    naming = naming_column(found["label"][0], view) if "label" in found else None
     texts = [name for name, column in without(view, found).items() if column.is_text and name != naming]
     may_pair = "text_pair" in TASKS[task].optional and "text_pair" not in found
     pair = find_pair(texts) if may_pair else None

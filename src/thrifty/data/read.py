@@ -42,7 +42,7 @@ def read(
         source: a CSV, TSV, JSON lines, JSON or Parquet file; a folder of such files named by split; a folder of images
             by class; a folder that `datasets` saved; a hub id ("owner/name" or "owner/name:config"); "cityline", the
             set that ships; or in Python a dict of splits or one table (dict of columns, list of row dicts).
-        task: one of the seven tasks; inferred if it is None.
+        task: one of the eight tasks; inferred if it is None (masked-language never is).
         columns: role -> column name, for roles that cannot be guessed ({"text": "review", "label": "stars"}).
         seed: for carving splits and for ``limit``.
         fractions: train, validation and test where all three are carved.

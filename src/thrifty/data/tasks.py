@@ -21,6 +21,7 @@ TASKS: dict[str, Roles] = {
     "multiple-choice": Roles(("text", "choices", "label"), (), ("text", "choices")),
     "causal-generation": GENERATION,
     "seq2seq-generation": GENERATION,
+    "masked-language": Roles(("text",), (), ("text",)),
     "image-classification": Roles(("image", "label"), (), ("image",)),
 }
 ROLES = tuple(dict.fromkeys(role for task in TASKS.values() for role in task.needed + task.optional))

@@ -14,9 +14,12 @@ AUTO = {
     "multiple-choice": "AutoModelForMultipleChoice",
     "causal-generation": "AutoModelForCausalLM",
     "seq2seq-generation": "AutoModelForSeq2SeqLM",
+    "masked-language": "AutoModelForMaskedLM",
     "image-classification": "AutoModelForImageClassification",
 }
+WRITERS = ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM")  # they rank choices without a form of their own for them
 GENERATION = ("causal-generation", "seq2seq-generation")
+LIKELIHOOD = (*GENERATION, "masked-language")  # judged by how likely the text is; the head is the pretrained one
 LABELLED = ("text-classification", "token-classification", "image-classification")
 
 
@@ -50,8 +53,7 @@ def configure(folder: Path, name: str, task: str, labels: Sequence[str] | None) 
         raise NoSuchSetting(f"model {name!r}: {_first(error)}") from error
     except (OSError, KeyError, TypeError) as error:
         raise BrokenArtifact(f"model {name!r}: {folder / 'config.json'} cannot be used: {_first(error)}") from error
-    mapping = getattr(transformers, AUTO[task])._model_mapping
-    if type(config) not in mapping:
+    if form(task, config) is None:
         served = [other for other in AUTO if type(config) in getattr(transformers, AUTO[other])._model_mapping]
         raise NoSuchSetting(f"model {name!r} ({config.model_type}) has no form for {task}; "
                             f"it serves {', '.join(served) or 'no task'}.")
@@ -62,6 +64,14 @@ def configure(folder: Path, name: str, task: str, labels: Sequence[str] | None) 
         config.num_labels = 1
         config.problem_type = "regression"
     return config
+
+
+def form(task: str, config: Any) -> str | None:
+    """The name of the auto class that serves ``task`` with a model of this configuration; None if there is none."""
+    import transformers
+
+    wanted = (AUTO[task], *WRITERS) if task == "multiple-choice" else (AUTO[task],)
+    return next((auto for auto in wanted if type(config) in getattr(transformers, auto)._model_mapping), None)
 
 
 def _first(error: Exception) -> str:

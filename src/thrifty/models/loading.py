@@ -13,7 +13,7 @@ from torch import nn
 from thrifty.core.errors import BrokenArtifact, NoSuchSetting, nearest
 from thrifty.models.backbone import Backbone, count
 from thrifty.models.finding import Found, find
-from thrifty.models.kinds import AUTO, GENERATION, LABELLED, check_task, configure
+from thrifty.models.kinds import LABELLED, WRITERS, check_task, configure, form
 from thrifty.models.pooled import SentenceClassifier, pools_by_mean
 from thrifty.models.preprocessing import load_image_processor, load_tokenizer
 
@@ -60,10 +60,12 @@ def load(name: str, task: str, labels: Sequence[str] | None = None, *, dtype: st
 def _read(folder: Path, name: str, task: str, config: Any, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
     import transformers
 
-    model, info = _from_pretrained(getattr(transformers, AUTO[task]), folder, name, config, dtype)
+    auto = form(task, config)
+    assert auto is not None, "configure has refused what has no form"
+    model, info = _from_pretrained(getattr(transformers, auto), folder, name, config, dtype)
     new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     trunk = model.base_model_prefix + "."
-    lost = sorted(key for key in new if task in GENERATION or (key.startswith(trunk) and "pooler" not in key))
+    lost = sorted(key for key in new if auto in WRITERS or (key.startswith(trunk) and "pooler" not in key))
     if lost:
         raise BrokenArtifact(f"model {name!r}: the checkpoint lacks {len(lost)} tensors of {type(model).__name__} that are "
                              f"no new head, or holds them in another shape: {_some(lost)}.")

@@ -25,6 +25,7 @@ PARTS: dict[str, list[Part]] = {
     "regression": [agreement, far],
     "causal-generation": [written],
     "seq2seq-generation": [written],
+    "masked-language": [written],
 }
 # Even if something slipped through the escaping, a browser would neither run nor fetch it.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"

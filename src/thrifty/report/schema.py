@@ -21,7 +21,7 @@ from thrifty.core.errors import BrokenArtifact, nearest
 from thrifty.report.fitting import WORDS, fit, show
 
 Task = Literal["text-classification", "image-classification", "token-classification", "multiple-choice", "regression",
-               "causal-generation", "seq2seq-generation"]
+               "causal-generation", "seq2seq-generation", "masked-language"]
 
 
 class Estimate(TypedDict):

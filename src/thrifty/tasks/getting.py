@@ -5,6 +5,8 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+
 from thrifty.core.errors import NoSuchSetting, nearest
 from thrifty.models.backbone import Backbone
 from thrifty.tasks.task import Task
@@ -16,6 +18,7 @@ _CLASSES = {
     "multiple-choice": "MultipleChoice",
     "causal-generation": "CausalGeneration",
     "seq2seq-generation": "Seq2SeqGeneration",
+    "masked-language": "MaskedLanguage",
     "image-classification": "ImageClassification",
 }
 
@@ -32,6 +35,15 @@ def get(name: str, backbone: Backbone, labels: Sequence[str] | None = None, **li
     """
     if name not in _CLASSES:
         raise NoSuchSetting(f"task {name!r} is unknown.{nearest(name, _CLASSES)}")
-    module = importlib.import_module(f"thrifty.tasks.{name.replace('-', '_')}")
-    task: Task = getattr(module, _CLASSES[name])(backbone, labels, **limits)
+    module, kind = name.replace("-", "_"), _CLASSES[name]
+    if name == "multiple-choice" and writes(backbone.model):
+        reads = getattr(getattr(backbone.model, "config", None), "is_encoder_decoder", False)
+        module, kind = "ranked_choice", "Seq2SeqChoice" if reads else "CausalChoice"
+    task: Task = getattr(importlib.import_module(f"thrifty.tasks.{module}"), kind)(backbone, labels, **limits)
     return task
+
+
+def writes(model: nn.Module) -> bool:
+    """Whether the model writes text: then it ranks choices by their likelihood, where others have a head that scores them."""
+    can = getattr(model, "can_generate", None)
+    return callable(can) and bool(can())

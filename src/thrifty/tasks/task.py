@@ -55,6 +55,7 @@ class Task(ABC):
         self.head = "head" if self.head_parameters else None
 
     has_head: ClassVar[bool] = True
+    answers_untrained: ClassVar[bool] = False  # whether the model's answers mean something before anything has trained
 
     @abstractmethod
     def encode(self, table: Table) -> list[dict[str, Any]]:
@@ -142,12 +143,13 @@ def logits_of(output: Any) -> Tensor:
 
 
 def find_head(backbone: Backbone) -> list[str]:
-    """Base parameters outside the trunk, and those that no checkpoint filled, in the model's order."""
+    """Base parameters outside the trunk, and those that no checkpoint filled, in the model's order; tied ones by all names."""
     new = set(backbone.source.get("new_tensors", ()))
     trunk = getattr(backbone.model, "base_model_prefix", "")
     inside = trunk and hasattr(backbone.model, trunk)
-    return [path for path, _ in backbone.model.named_parameters()
-            if path in new or (inside and not path.startswith(trunk + "."))]
+    head = {id(p) for path, p in backbone.model.named_parameters()
+            if path in new or (inside and not path.startswith(trunk + "."))}
+    return [path for path, p in backbone.model.named_parameters(remove_duplicate=False) if id(p) in head]
 
 
 def accepts(model: nn.Module) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from thrifty.core import Method
 from thrifty.core.errors import NoSuchSetting
-from thrifty.models.kinds import GENERATION
+from thrifty.models.kinds import LIKELIHOOD
 from thrifty.train.rates import default_rate
 from thrifty.train.settings import Settings
 
@@ -40,7 +40,7 @@ def resolve(settings: Settings, method: Method, task: str, rows: int, world: int
     """``settings`` with the defaults that depend on the method and on the number of training rows."""
     per_epoch = math.ceil(rows / (settings.batch * settings.accumulate * world))
     epochs = settings.epochs or float(min(MOST, max(FEWEST, math.ceil(STEPS / per_epoch))))
-    rate = settings.rate or default_rate(method, fresh_head=task not in GENERATION)
+    rate = settings.rate or default_rate(method, fresh_head=task not in LIKELIHOOD)
     return replace(settings, task=task, epochs=epochs, rate=rate, precision=cast(Any, precision))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from thrifty import artifact, report
-from thrifty.models.kinds import GENERATION
+from thrifty.models.kinds import LIKELIHOOD
 from thrifty.report.schema import check
 from thrifty.train import baselines, results
 from thrifty.train.environment import environment
@@ -113,9 +113,11 @@ def take_features(job: Job) -> baselines.Features | None:
 def measure_baselines(job: Job, answers: list[results.Answers], table: Any, examples: list[dict[str, Any]],
                       features: baselines.Features | None) -> list[dict[str, Any]]:
     """The baselines on the same test rows, and how far the run is ahead of each."""
-    said = {"majority": job.task.majority(job.dataset.splits["train"], table)}
-    if job.task.name in GENERATION:  # an answer without looking has no loss, by which generation is chosen
-        said = {} if job.processes.sharded else {"untrained": predict_untrained(job, examples)}
+    said = {}
+    if job.task.name not in LIKELIHOOD:  # an answer without looking has no likelihood
+        said["majority"] = job.task.majority(job.dataset.splits["train"], table)
+    if job.task.answers_untrained and not job.processes.sharded:
+        said["untrained"] = predict_untrained(job, examples)
     if features is not None:
         with plain_model(job):
             said["linear"] = features.predict(features.see(examples))

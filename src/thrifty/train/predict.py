@@ -79,5 +79,5 @@ def predict(run: str | os.PathLike[str], data: Any = None, *, texts: Sequence[st
     examples = task.encode(table)
     found = answer(task.predict, task, opened.backbone.model, examples, batch, processes, choose(precision, processes.device))
     rows = [{role: column[i] for role, column in table.items()} for i in range(len(found))]
-    return [{"index": i, "input": read_input(row), "prediction": name_prediction(task, said, row), "scores": said.get("scores")}
-            for i, (said, row) in enumerate(zip(found, rows, strict=True))]
+    return [{"index": i, "input": said.get("input", read_input(row)), "prediction": name_prediction(task, said, row),
+             "scores": said.get("scores")} for i, (said, row) in enumerate(zip(found, rows, strict=True))]

@@ -17,7 +17,7 @@ def write_out(task: Task, predictions: Sequence[Mapping[str, Any]], table: Mappi
     found = []
     for index, said in enumerate(predictions):
         row = {role: column[index] for role, column in table.items()}
-        line = {"index": index, "seed": seed, "input": read_input(row), "target": name_target(task, row),
+        line = {"index": index, "seed": seed, "input": said.get("input", read_input(row)), "target": name_target(task, row),
                 "prediction": name_prediction(task, said, row), "scores": said.get("scores")}
         if "choices" in row:
             line["choices"] = list(row["choices"])
@@ -41,6 +41,8 @@ def name_target(task: Task, row: Mapping[str, Any]) -> Any:
         return list(row["references"])
     if "target" in row:
         return row["target"]
+    if task.name == "masked-language":
+        return row["text"]
     if "tags" in row:
         return [name_of(task, tag) for tag in row["tags"]]
     return name_of(task, row["label"]) if task.name.endswith("classification") else row["label"]
