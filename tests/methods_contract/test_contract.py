@@ -18,6 +18,8 @@ SETTINGS: dict[str, dict[str, object]] = {
     "houlsby": {"rank": 4}, "pfeiffer": {"rank": 4}, "parallel-adapter": {"rank": 4}, "prefix": {"length": 3, "hidden": 8},
     "prompt": {"length": 4}, "vpt": {"length": 3}, "adapter-drop": {"skip": 1, "settings_of": {"rank": 4}},
     "mad-x-language": {"rank": 4}, "vera": {"rank": 8},
+    "compacter": {"rank": 8}, "phm-adapter": {"rank": 8, "n": 4}, "low-rank-adapter": {"rank": 8}, "bapna": {"rank": 4},
+    "knowledge-adapter": {"rank": 4}, "mam": {"length": 3, "rank": 4, "hidden": 8},
 }
 ELSEWHERE: dict[tuple[str, str], dict[str, object]] = {
     **{(m, "resnet"): {"where": "conv"} for m in ("adalora", "dynamic-rank-dora", "lora-fa")},
@@ -35,6 +37,8 @@ REFUSED: dict[tuple[str, str], type[ThriftyError]] = {
     ("mad-x-language", "t5"): HalfAdapted,  # two stacks share one table
     **{("prompt", b): Unfit for b in ("vit", "encoder", "resnet")},  # no token embeddings
     **{("vpt", b): Unfit for b in BACKBONES if b != "vit"},  # no patches
+    **{(m, "resnet"): NoSuchSite for m in ("compacter", "phm-adapter", "low-rank-adapter", "knowledge-adapter", "mam", "t-few")},
+    **{(m, "resnet"): Unfit for m in ("bapna", "lhuc")},  # its blocks give out images
 }
 CONVOLUTIONS = {"where": "conv"}
 LORA = {"resnet": CONVOLUTIONS, "timm_resnet": CONVOLUTIONS, "convolver": CONVOLUTIONS, "convnext": {"where": "mlp.*"},

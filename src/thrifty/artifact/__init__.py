@@ -1,7 +1,8 @@
 """The adapter on disk: safetensors and JSON only, verified whole before anything of it is used."""
 from . import peft
+from .begin import begin
 from .fingerprint import fingerprint
 from .load import inspect, load
 from .save import save
 
-__all__ = ["fingerprint", "inspect", "load", "peft", "save"]
+__all__ = ["begin", "fingerprint", "inspect", "load", "peft", "save"]

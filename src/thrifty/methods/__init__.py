@@ -8,27 +8,62 @@ from ..core.errors import NoSuchSetting, nearest
 from .adalora import AdaLoRA
 from .adapter_drop import AdapterDrop
 from .adapter_fusion import AdapterFusion
+from .bapna import Bapna
 from .bitfit import BitFit
+from .compacter import Compacter, PHMAdapter
 from .dora import DoRA
 from .dynamic_rank_dora import DynamicRankDoRA
 from .full import FullFineTuning
 from .houlsby import Houlsby
 from .ia3 import IA3
+from .knowledge_adapter import KnowledgeAdapter
+from .lhuc import LHUC
 from .lora import LoRA
 from .lora_fa import LoRAFA
+from .low_rank_adapter import LowRankAdapter
 from .mad_x import MADX, MADXLanguage
+from .mam import MAM
 from .norm import LayerNormTuning
 from .parallel_adapter import ParallelAdapter
 from .pfeiffer import Pfeiffer
 from .prefix import PrefixTuning
 from .probe import LinearProbe
 from .prompt import PromptTuning
+from .t_few import TFew
 from .vera import VeRA
 from .vpt import VPT
 
-__all__ = ["AdaLoRA", "AdapterDrop", "AdapterFusion", "BitFit", "DoRA", "DynamicRankDoRA", "FullFineTuning", "Houlsby",
-           "IA3", "LayerNormTuning", "LinearProbe", "LoRA", "LoRAFA", "MADX", "MADXLanguage", "ParallelAdapter", "Pfeiffer",
-           "PrefixTuning", "PromptTuning", "VeRA", "VPT"]
+__all__ = [
+    "AdaLoRA",
+    "AdapterDrop",
+    "AdapterFusion",
+    "Bapna",
+    "BitFit",
+    "Compacter",
+    "DoRA",
+    "DynamicRankDoRA",
+    "FullFineTuning",
+    "Houlsby",
+    "IA3",
+    "KnowledgeAdapter",
+    "LHUC",
+    "LayerNormTuning",
+    "LinearProbe",
+    "LoRA",
+    "LoRAFA",
+    "LowRankAdapter",
+    "MADX",
+    "MADXLanguage",
+    "MAM",
+    "PHMAdapter",
+    "ParallelAdapter",
+    "Pfeiffer",
+    "PrefixTuning",
+    "PromptTuning",
+    "TFew",
+    "VPT",
+    "VeRA",
+]
 
 CATALOGUE: dict[str, type[Method]] = {m.name: m for m in (globals()[name] for name in __all__)}
 

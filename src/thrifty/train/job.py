@@ -60,6 +60,7 @@ class Job:
     task: Task = field(init=False)
     at: Attachment | None = None
     material: Material | None = None
+    left_behind: list[str] = field(default_factory=list)  # tensors of the adapter that training starts from with no place here
 
     def train(self, seed: int) -> Trained:
         """Load, attach, train, check that nothing else moved, save.
@@ -108,6 +109,8 @@ class Job:
             recompute(model)
         at = attach(model, self.method, also_train="|".join(self.task.head_parameters) or None, seed=seed,
                     example=self.example(), batches=self.batches())
+        if self.settings.start is not None:
+            self.left_behind = artifact.begin(at, self.settings.start)
         if at.masks and self.processes.sharded:
             raise Unfit(f"{self.method.name} trains parts of weights in place, which cannot be done while they are spread over "
                         "processes: train it with DDP (without --use_fsdp)")
@@ -122,9 +125,7 @@ class Job:
     def example(self) -> dict[str, Tensor]:
         """A small batch, as the model itself takes it."""
         assert self.material is not None
-        batch = move(self.task.collate(self.material.train[:2]), self.processes.device)
-        decodes = getattr(getattr(self.backbone.model, "config", None), "is_encoder_decoder", False)
-        return batch if decodes else self.task.inputs(self.backbone.model, batch)
+        return self.task.inputs(self.backbone.model, move(self.task.collate(self.material.train[:2]), self.processes.device))
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
         """The training rows, in batches that are made when a method asks for the next one."""

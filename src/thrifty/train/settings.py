@@ -38,6 +38,7 @@ class Settings:
     clip: float = _said(1.0, "largest norm of the gradient; longer ones are scaled down")
     evaluations: float = _said(1.0, "passes over the validation rows per epoch")
     patience: int = _said(5, "stop after this many evaluations without a better one; 0 never stops early")
+    start: str | None = _said(None, "folder of a saved adapter of the same method whose values training starts from")
     seeds: int = _said(1, "trainings from different seeds; the report gives mean, spread and interval")
     seed: int = _said(0, "of the new weights, the order of the data and dropout; the first of several")
 

@@ -15,6 +15,9 @@ def warnings(job: Job, trained: Sequence[Trained]) -> list[str]:
         said.append(f"{len(skipped)} rows could not be used and were left out; data.json says which and why.")
     if job.task.truncated:
         said.append(f"{job.task.truncated:,} rows were longer than {job.task.limits.get('max_length')} tokens and were cut.")
+    if job.left_behind:
+        said.append(f"Of the adapter that training started from, {len(job.left_behind)} tensors have no place in this model and "
+                    f"were left behind: {', '.join(job.left_behind[:3])}.")
     if job.precision.warning:
         said.append(job.precision.warning)
     if job.processes.sharded and job.settings.baselines:
