@@ -220,6 +220,19 @@ def test_what_has_no_meaning_is_refused(tmp_path: Path) -> None:
             make()
 
 
+def test_a_split_text_is_not_continued_from_a_cache(tmp_path: Path) -> None:
+    folders = [saved(tmp_path / str(i), thrifty.LoRA(rank=2), i, "llama") for i in range(2)]
+    backbone = tiny.make("llama")
+    model: Any = backbone.fresh()
+    thrifty.compose(model, Split(*folders, at=3))
+    ids = backbone.example["input_ids"][:1]  # type: ignore[index]
+    with pytest.raises(Unfit, match="use_cache=False"):
+        model.generate(ids, max_new_tokens=3, do_sample=False)
+    found = model.generate(ids, max_new_tokens=3, do_sample=False, use_cache=False)
+    with torch.no_grad():
+        assert all(int(model(found[:, :i]).logits[0, -1].argmax()) == int(found[0, i]) for i in range(ids.shape[1], found.shape[1]))
+
+
 def test_a_composition_is_one_artefact(tmp_path: Path, batch: Any) -> None:
     folders = {"en": saved(tmp_path / "en", ADDERS["pfeiffer"], 1), "de": saved(tmp_path / "de", ADDERS["pfeiffer"], 2)}
     task = saved(tmp_path / "ner", ADDERS["pfeiffer"], 3)

@@ -12,11 +12,13 @@ from ..core.attaching import finish
 from ..core.errors import CannotCombine, NoSuchSetting, nearest
 from ..core.probe import Example, Seen
 from ..core.site import at_path
-from .algebra import Named, Node, Parallel, Rows, Stack, above, named
-from .composed import Branches, Composed, TapAfter
+from .algebra import Named, Node, Parallel, Rows, Split, Stack, above, named
+from .composed import Composed
 from .other import Other
 from .parallel import copy_rows
 from .parts import Part, gather
+from .views import Branches, TapAfter
+from .whole_text import WholeText
 
 Place = tuple[str, str, str]  # path, name of the part of a fused projection, port
 
@@ -71,6 +73,8 @@ def put(at: Attachment, tree: Any, heads: str | None = None, example: Example | 
     state = _share(at, parts)
     for (_, _, port), here in places(parts).items():
         state |= _put_place(at, shape, port, here, {part.name: part for part in parts})
+    if any(isinstance(node, Split) for node in nodes):
+        at.put(at.sites("model")[0], WholeText)
     for parallel in [node for node in nodes if isinstance(node, Parallel)]:
         copy_rows(at, len(parallel.parts), example)
     at.load_state(at.state() | state | held)

@@ -1,73 +1,19 @@
 """One place of a model where several adapters act as one: their edits there, and the tree that says how."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..core import Branch, Edit, Shared, Site, register, registered
+from ..core import Branch, Edit, Site, register, registered
 from ..core.attending import Attending
 from ..core.errors import CannotCombine, CannotMerge, Unfit
 from .fusion import Fusion
+from .tree import Tree, cut, leaves, mean, nodes
+from .views import View
 
-Tree = dict[str, Any]
 Given = tuple[Tensor, ...]
-
-
-class View:
-    """What the edits of one part read as their context: the attachment's, but with taps and a shared module of their own."""
-
-    def __init__(self, whole: Any, part: str):
-        self.whole, self.part = whole, part
-        self.taps: dict[Any, Any] = {}
-        self.views: dict[str, View] = {}
-
-    @property
-    def shared(self) -> Any:
-        """The module that the edits of this part share."""
-        return self.whole.shared.branches[self.part]
-
-    @property
-    def task(self) -> Any:
-        """The task of the batch."""
-        return self.whole.task
-
-    def which(self) -> int | Tensor:
-        """The task of the batch, or of its rows."""
-        found: int | Tensor = self.whole.which()
-        return found
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "taps": {}}
-
-
-@register("branches")
-class Branches(Shared):
-    """The shared modules of several parts: {part: [registered name, numbers, whether it is frozen]}."""
-
-    def __init__(self, parts: dict[str, list[Any]]):
-        super().__init__()
-        self.branches = nn.ModuleDict({name: registered(kind)(**numbers) for name, (kind, numbers, _) in parts.items()})
-        for name, (_, _, frozen) in parts.items():
-            self.branches[name].requires_grad_(not frozen)
-
-
-@register("tap-after")
-class TapAfter(Edit):
-    """Changes nothing: leaves the site's output under ``key``, until the next forward pass."""
-
-    passive = True
-
-    def __init__(self, site: Site, key: str):
-        super().__init__(site)
-        self.key = key
-
-    def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        """y, as it is."""
-        self.context.taps[self.key] = y
-        return y
 
 
 @register("composed")
@@ -86,12 +32,12 @@ class Composed(Edit):
         self.port, self.tree, self.residual = port, tree, residual
         self.leaves = nn.ModuleDict()
         self.fusions = nn.ModuleDict()
-        for leaf in _leaves(tree):
+        for leaf in leaves(tree):
             edits = [registered(e["edit"])(site, **e["numbers"]) for e in leaf["edits"]]
             self.leaves[leaf["part"]] = nn.ModuleList(edits).requires_grad_(not leaf["frozen"])
         self.__dict__["lead"] = _lead(self)  # one of the leaves, not a child twice
         self.looks = all(edit.passive for part in self.leaves for edit in self.held(part))
-        for way, node in _nodes(tree):
+        for way, node in nodes(tree):
             _refuse(self, node)
             if node["op"] == "fuse":
                 settings = {name: node[name] for name in ("value", "dropout", "temperature")}
@@ -101,7 +47,7 @@ class Composed(Edit):
 
     def drop(self, part: str) -> None:
         """Take one part out of the tree, here and in the plan that describes it."""
-        for _, node in _nodes(self.tree):
+        for _, node in nodes(self.tree):
             node["parts"] = [inner for inner in node["parts"] if inner.get("part") != part]
         del self.leaves[part]
 
@@ -115,7 +61,7 @@ class Composed(Edit):
 
     def says(self, part: str) -> list[dict[str, Any]]:
         """What the tree says of one part: its edits and their numbers."""
-        return next(leaf["edits"] for leaf in _leaves(self.tree) if leaf["part"] == part)
+        return next(leaf["edits"] for leaf in leaves(self.tree) if leaf["part"] == part)
 
     def held(self, part: str) -> list[Any]:
         """The edits of one part."""
@@ -161,7 +107,7 @@ class Composed(Edit):
         if op in ("rows", "parallel"):
             return self._by_row(node, given, x)
         whole = [self._pass(part, given, x)[0] for part in parts]
-        return (_mean(whole, node["weights"]) if op == "average" else _cut(whole, node["at"]),)
+        return (mean(whole, node["weights"]) if op == "average" else cut(whole, node["at"]),)
 
     def _by_row(self, node: Tree, given: Given, x: Tensor | None) -> Given:
         which = self.context.which()
@@ -202,9 +148,9 @@ class Composed(Edit):
             return None
         whole = [torch.zeros_like(some) if z is None else z for z in found]
         if op == "average":
-            return _mean(whole, node["weights"])
+            return mean(whole, node["weights"])
         if op == "split":
-            return _cut(whole, node["at"])
+            return cut(whole, node["at"])
         read = (y if rows is None else y[rows]) if h is None else h
         return self.fusions[way or "_"](read, torch.stack(whole, -2))
 
@@ -274,22 +220,7 @@ class Composed(Edit):
             raise CannotMerge(f"{node['op']} at {self.site.path!r} depends on more than the weight, so it cannot be merged")
         every = [self._fold(part, weight, bias) for part in node["parts"]]
         biases = [b for _, b in every if b is not None]
-        return _mean([w for w, _ in every], node["weights"]), _mean(biases, node["weights"]) if biases else None
-
-
-def _leaves(node: Tree) -> Iterator[Tree]:
-    if "part" in node:
-        yield node
-    else:
-        for part in node["parts"]:
-            yield from _leaves(part)
-
-
-def _nodes(node: Tree, way: str = "") -> Iterator[tuple[str, Tree]]:
-    if "part" not in node:
-        yield way or "_", node
-        for i, part in enumerate(node["parts"]):
-            yield from _nodes(part, f"{way}_{i}")
+        return mean([w for w, _ in every], node["weights"]), mean(biases, node["weights"]) if biases else None
 
 
 def _lead(composed: Composed) -> Any:
@@ -302,7 +233,7 @@ def _lead(composed: Composed) -> Any:
 
 def _refuse(composed: Composed, node: Tree) -> None:
     """Raise CannotCombine where the node has no meaning for the edits that it would compose."""
-    kinds = sorted({type(e).__name__ for leaf in _leaves(node) for e in composed.held(leaf["part"])})
+    kinds = sorted({type(e).__name__ for leaf in leaves(node) for e in composed.held(leaf["part"])})
     what = f"{node['op']} at {composed.site.path!r}: {' and '.join(kinds) or 'nothing'} at the {composed.port} port"
     if composed.port == "call" and node["op"] != "stack":
         raise CannotCombine(f"{what} change all arguments of a call, which can only be stacked")
@@ -310,16 +241,3 @@ def _refuse(composed: Composed, node: Tree) -> None:
         raise CannotCombine(f"{what} act inside attention, whose keys have no {node['op']}")
     if node["op"] == "fuse" and (composed.lead is None or type(composed.lead).read is not Branch.read):
         raise CannotCombine(f"{what} do not all read what the site gives out and add to it alike, so they cannot be fused")
-
-
-def _mean(values: list[Tensor], weights: list[float]) -> Tensor:
-    total = values[0] * weights[0]
-    for value, weight in zip(values[1:], weights[1:], strict=True):
-        total = total + value * weight
-    return total
-
-
-def _cut(values: list[Tensor], at: list[int]) -> Tensor:
-    """Tokens (dimension 1) from one value after the other."""
-    edges = [0, *at, values[0].shape[1]]
-    return torch.cat([value[:, lo:hi] for value, lo, hi in zip(values, edges, edges[1:], strict=False)], 1)
