@@ -20,6 +20,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "mad-x-language": {"rank": 4}, "vera": {"rank": 8},
     "compacter": {"rank": 8}, "phm-adapter": {"rank": 8, "n": 4}, "low-rank-adapter": {"rank": 8}, "bapna": {"rank": 4},
     "knowledge-adapter": {"rank": 4}, "mam": {"length": 3, "rank": 4, "hidden": 8},
+    "k-adapter": {"width": 8, "heads": 2}, "res-tuning-bypass": {"rank": 3},
 }
 ELSEWHERE: dict[tuple[str, str], dict[str, object]] = {
     **{(m, "resnet"): {"where": "conv"} for m in ("adalora", "dynamic-rank-dora", "lora-fa")},
@@ -39,6 +40,8 @@ REFUSED: dict[tuple[str, str], type[ThriftyError]] = {
     **{("vpt", b): Unfit for b in BACKBONES if b != "vit"},  # no patches
     **{(m, "resnet"): NoSuchSite for m in ("compacter", "phm-adapter", "low-rank-adapter", "knowledge-adapter", "mam", "t-few")},
     **{(m, "resnet"): Unfit for m in ("bapna", "lhuc")},  # its blocks give out images
+    **{(m, "resnet"): Unfit for m in ("res-tuning-bypass", "k-adapter")},  # blocks of many widths
+    ("k-adapter", "encoder"): Unfit,  # its blocks take their masks under other names
 }
 CONVOLUTIONS = {"where": "conv"}
 LORA = {"resnet": CONVOLUTIONS, "timm_resnet": CONVOLUTIONS, "convolver": CONVOLUTIONS, "convnext": {"where": "mlp.*"},

@@ -188,14 +188,13 @@ class Building:
     @torch.no_grad()
     def restrict(self, name: str, mask: Tensor) -> None:
         """Of a base parameter that trains already, let only the entries of ``mask`` go on; the others return to what they were."""
+        if not mask.any():
+            self.release(name)
+            return
         parameter = self.model.get_parameter(name)
         parameter.copy_(torch.where(mask, parameter, self.base[name]))
-        if mask.any():
-            self.masks[name] = mask
-            hold(parameter, mask)
-        else:
-            del self.base[name]
-            parameter.requires_grad_(False)
+        self.masks[name] = mask
+        hold(parameter, mask)
         self._changed()
 
     def train_matching(self, where: str, wildcard: bool = False) -> list[str]:

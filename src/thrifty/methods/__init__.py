@@ -16,6 +16,7 @@ from .dynamic_rank_dora import DynamicRankDoRA
 from .full import FullFineTuning
 from .houlsby import Houlsby
 from .ia3 import IA3
+from .k_adapter import KAdapter
 from .knowledge_adapter import KnowledgeAdapter
 from .lhuc import LHUC
 from .lora import LoRA
@@ -29,11 +30,12 @@ from .pfeiffer import Pfeiffer
 from .prefix import PrefixTuning
 from .probe import LinearProbe
 from .prompt import PromptTuning
+from .res_tuning_bypass import ResTuningBypass
 from .t_few import TFew
 from .vera import VeRA
 from .vpt import VPT
 
-__all__ = [
+__all__ = [  # one a line, so that two new methods do not meet
     "AdaLoRA",
     "AdapterDrop",
     "AdapterFusion",
@@ -45,9 +47,10 @@ __all__ = [
     "FullFineTuning",
     "Houlsby",
     "IA3",
+    "KAdapter",
     "KnowledgeAdapter",
-    "LHUC",
     "LayerNormTuning",
+    "LHUC",
     "LinearProbe",
     "LoRA",
     "LoRAFA",
@@ -55,14 +58,15 @@ __all__ = [
     "MADX",
     "MADXLanguage",
     "MAM",
-    "PHMAdapter",
     "ParallelAdapter",
     "Pfeiffer",
+    "PHMAdapter",
     "PrefixTuning",
     "PromptTuning",
+    "ResTuningBypass",
     "TFew",
-    "VPT",
     "VeRA",
+    "VPT",
 ]
 
 CATALOGUE: dict[str, type[Method]] = {m.name: m for m in (globals()[name] for name in __all__)}
