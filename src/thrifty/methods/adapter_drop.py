@@ -2,11 +2,12 @@
 EMNLP 2021, arXiv:2010.11918)."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ..core import Edit, Method, Site, need, register
 
@@ -95,6 +96,18 @@ class AdapterDrop(Method):
                 if not name.startswith(tuple(kept)):
                     at.release(name)
 
+    def loss(self, at: Attachment, task: Any, model: Any, batch: Any) -> tuple[Tensor, int]:
+        """The adapter's own."""
+        return self._inner().loss(at, task, model, batch)
+
+    def batch_loss(self, at: Attachment) -> Tensor | float:
+        """The adapter's own."""
+        return self._inner().batch_loss(at)
+
+    def resume(self, at: Attachment, state: Mapping[str, Tensor]) -> None:
+        """The adapter's own."""
+        self._inner().resume(at, state)
+
     def step(self, at: Attachment, step: int, total: int) -> None:
         """The adapter's own."""
         self._inner().step(at, step, total)
@@ -103,7 +116,7 @@ class AdapterDrop(Method):
         """The adapter's own."""
         return self._inner().settled(at)
 
-    def penalty(self, at: Attachment) -> Any:
+    def penalty(self, at: Attachment) -> Tensor | float:
         """The adapter's own."""
         return self._inner().penalty(at)
 
