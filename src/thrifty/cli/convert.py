@@ -49,7 +49,8 @@ def to_peft(args: argparse.Namespace, out: Path) -> None:
 
     folder = adapter_folder(args.adapter)
     about = artifact.inspect(folder)["about"]
-    model = base(args, about.get("model"), about.get("task"), about.get("labels"))
+    form = about.get("form", about.get("task"))
+    model = base(args, about.get("model"), form, about.get("labels") if form == about.get("task") else None)
     peft.write(artifact.load(model, folder), out, base_name=args.model or about.get("model"))
 
 

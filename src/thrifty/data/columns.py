@@ -1,7 +1,7 @@
 """Which column plays which role: what was said, or what can be meant in one way only."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,13 @@ class Choice:
     columns: dict[str, list[str]]
     naming: str | None = None  # the column that may name the classes of the label column
     ignored: list[str] = field(default_factory=list)
+    readers: dict[str, Callable[[Any, str], Any]] = field(default_factory=dict)  # of roles that only a format has
+    fields: tuple[str, ...] = ()  # the roles that a format writes down
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """The roles that a model sees."""
+        return self.fields or TASKS[self.task].seen
 
 
 def decide(table: Table, task: str | None, columns: Mapping[str, Any] | None, generation: str) -> Choice:

@@ -33,7 +33,9 @@ class Dataset:
     ``splits``: "train" and "validation", each a dict of columns (text, label, …) of equal length. Give "test" when
     making one; it then lies behind `test`.
     ``columns``: role -> the name the column had. ``labels``: the names of the classes; a label is an index into it.
-    ``record``: plain JSON on where the rows came from and what was decided.
+    ``record``: plain JSON on where the rows came from and what was decided. ``format``: by name, how the rows were written as
+    text, and ``words``, which spell classes otherwise; the splits then hold the texts (``text`` or ``source``, and ``target``)
+    beside what they are judged by.
     """
 
     splits: dict[str, Table]
@@ -41,6 +43,8 @@ class Dataset:
     task: str
     labels: list[str] | None
     record: dict[str, Any] = field(default_factory=dict)
+    format: str | None = None
+    words: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         splits = dict(self.splits)

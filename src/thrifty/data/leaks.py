@@ -9,25 +9,26 @@ from typing import Any
 from thrifty.core.errors import BadData
 from thrifty.data.rows import Place, Rows, spell
 from thrifty.data.splitnames import SPLITS
-from thrifty.data.tasks import TASKS
 
 KEPT = 100
 """How many leaking pairs the record spells out."""
 
 
-def mark(rows: Rows, task: str) -> None:
-    """Fill ``rows.keys``: one digest per row of what the model will see. Images have theirs already (the file's bytes).
+def mark(rows: Rows, seen: tuple[str, ...]) -> None:
+    """Fill ``rows.keys``: one digest per row of the roles that the model will see. Images have theirs already (the file's bytes).
 
     Texts that differ only in white space or in Unicode composition count as the same.
     """
     if not rows.keys:
-        seen = [rows.table[role] for role in TASKS[task].seen if role in rows.table]
-        rows.keys = [digest([fold(value) for value in row]) for row in zip(*seen, strict=True)]
+        columns = [rows.table[role] for role in seen if role in rows.table]
+        rows.keys = [digest([fold(value) for value in row]) for row in zip(*columns, strict=True)]
 
 
 def fold(value: Any) -> Any:
-    """A text, or a list of texts, in NFC with white space folded."""
-    return [fold(item) for item in value] if isinstance(value, list) else " ".join(unicodedata.normalize("NFC", value).split())
+    """A text, or a list of texts, in NFC with white space folded; a number as it is."""
+    if isinstance(value, list):
+        return [fold(item) for item in value]
+    return " ".join(unicodedata.normalize("NFC", value).split()) if isinstance(value, str) else value
 
 
 def digest(value: Any) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.core.errors import BadData, nearest
-from thrifty.data import answers, hub, labels, leaks
+from thrifty.data import answers, fields, formatted, hub, labels, leaks
 from thrifty.data.columns import Choice, decide
 from thrifty.data.dataset import Dataset
 from thrifty.data.folders import read_folder
@@ -20,6 +20,8 @@ from thrifty.data.splitnames import SPLITS, name_splits
 from thrifty.data.splits import arrange, check_fractions, check_train
 from thrifty.data.tables import SUFFIXES, parse, read_file
 from thrifty.data.values import NAMES, canonise
+from thrifty.formats import Format, find
+from thrifty.formats.classes import Classes
 
 BUILT_IN = ("cityline",)
 
@@ -35,6 +37,8 @@ def read(
     skip_bad: bool = False,
     limit: int | None = None,
     generation: str = "causal-generation",
+    format: str | None = None,
+    words: Mapping[str, str] | None = None,
 ) -> Dataset:
     """Read labelled rows, find out what they are for, check them, and split them.
 
@@ -50,6 +54,8 @@ def read(
         skip_bad: leave out rows that cannot be used, and record them.
         limit: train on at most this many rows, drawn with ``seed``.
         generation: which of the two generation tasks a source and a target mean.
+        format: write the rows as texts, as `thrifty.formats.find` describes; the roles are then the format's fields.
+        words: class -> the word that spells it in a format.
 
     Raises:
         BadData: anything about the data, naming the file and the rows.
@@ -60,12 +66,19 @@ def read(
     check_limit(limit)
     given = open_source(source)
     main = main_table(given)
-    choice = decide(main.table, task, columns, generation)
+    written = None
+    if format is None:
+        choice = decide(main.table, task, columns, generation)
+    else:
+        written, choice = fields.settle(format, task, words, main.table, columns, generation)
     given.notes += [note for rows in given.splits.values() for note in rows.notes]
     labels.drop_unlabelled(given, choice)
     faults = Faults()
-    parts = clean(given, choice, faults, skip_bad)
-    names = labels.encode(parts, choice, main.class_names, given.notes)
+    parts = clean(given, choice, faults, skip_bad, written, main.class_names)
+    if isinstance(written, Classes) and written.labels:
+        names: list[str] | None = list(written.labels)
+    else:
+        names = labels.encode(parts, choice, main.class_names, given.notes)
     parts = arrange(parts, names if "label" in choice.columns else None, fractions, seed, given.notes)
     found = leaks.refuse(parts, allow_leak)
     repeats = {split: leaks.count_repeats(parts[split]) for split in SPLITS}
@@ -77,6 +90,9 @@ def read(
         "seed": seed, "fractions": list(fractions), "labels": names, "decisions": given.notes, "leaks": found,
         "duplicates": repeats, "skipped": faults.record(), "limit": drawn,
     }  # fmt: skip
+    if format is not None:
+        tables = formatted.write_splits(parts, find(format, task=choice.task, labels=names, words=words), record)
+        return Dataset(tables, record["columns"], choice.task, names, record, format, dict(words) if words else None)
     tables = {split: {role: rows.table[role] for role in rows.table if role != NAMES} for split, rows in parts.items()}
     return Dataset(tables, record["columns"], choice.task, names, record)
 
@@ -95,19 +111,24 @@ def main_table(given: Given) -> Rows:
     return main
 
 
-def clean(given: Given, choice: Choice, faults: Faults, skip_bad: bool) -> dict[str, Rows]:
+def clean(given: Given, choice: Choice, faults: Faults, skip_bad: bool, written: Format | None = None,
+          declared: Mapping[str, list[str]] | None = None) -> dict[str, Rows]:
     """Every split under its roles' names, without the rows that cannot be used, each row with a digest of its content.
+
+    ``written`` is the format that must be able to write them, ``declared`` what files say of the names of classes.
 
     Raises: BadData for unusable rows unless ``skip_bad``, or when a split has no other.
     """
     parts = {split: canonise(rows, choice, faults) for split, rows in given.splits.items()}
+    if written is not None:
+        parts = formatted.prepare(parts, written, choice.columns.get("label"), declared or {}, faults, given.notes)
     if choice.task == "multiple-choice":
         parts = answers.resolve(parts, faults, given.notes)
     faults.settle(skip_bad)
     for split, rows in parts.items():
         if not len(rows):
             raise BadData(f"no row of the {split or 'given'} table is usable.")
-        leaks.mark(rows, choice.task)
+        leaks.mark(rows, choice.seen)
     return parts
 
 

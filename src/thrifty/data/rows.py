@@ -34,7 +34,8 @@ class Rows:
 
     ``class_names`` gives the names behind integer classes where the file declares them, ``folder`` is what relative
     image paths are relative to, ``unreadable`` lists rows that never became a row, ``notes`` what a reader had to decide,
-    ``keys`` one digest per row of the content a model would see (filled once the roles are known).
+    ``keys`` one digest per row of the content a model would see (filled once the roles are known), ``groups`` what rows have in
+    common that must stay in one split, where that is more than their content.
     """
 
     table: Table
@@ -44,6 +45,7 @@ class Rows:
     unreadable: list[tuple[Place, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -56,6 +58,7 @@ class Rows:
             self.class_names,
             self.folder,
             keys=[self.keys[i] for i in indices] if self.keys else [],
+            groups=[self.groups[i] for i in indices] if self.groups else [],
         )
 
 

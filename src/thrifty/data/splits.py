@@ -63,12 +63,12 @@ def shares(fractions: Sequence[float]) -> str:
 def carve(rows: Rows, labels: list[str] | None, fractions: Sequence[float], seed: int) -> list[Rows]:
     """One part of ``rows`` for each fraction, each in the order of ``rows``.
 
-    With ``labels`` every class is divided by itself. Rows of equal content (equal keys) stay on one side.
+    With ``labels`` every class is divided by itself. Rows of equal content (equal keys), or of one group, stay on one side.
 
     Raises: BadData naming classes with fewer than three different rows, or too few rows altogether.
     """
     groups: dict[str, list[int]] = {}
-    for i, key in enumerate(rows.keys):
+    for i, key in enumerate(rows.groups or rows.keys):
         groups.setdefault(key, []).append(i)
     strata: dict[int, list[list[int]]] = {}
     for group in groups.values():

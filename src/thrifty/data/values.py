@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def canonise(rows: Rows, choice: Choice, faults: Faults) -> Rows:
     for i, place in enumerate(rows.places):
         cells = {role: [rows.table[name][i] for name in names] for role, names in choice.columns.items()}
         try:
-            row = read_row(cells, choice.task, rows.folder)
+            row = read_row(cells, choice.task, rows.folder, choice.readers)
         except Unusable as why:
             faults.add(place, str(why))
             continue
@@ -56,15 +56,18 @@ def canonise(rows: Rows, choice: Choice, faults: Faults) -> Rows:
     return check_images(out, faults) if "image" in table else out
 
 
-def read_row(cells: dict[str, list[Any]], task: str, folder: Path | None) -> dict[str, Any]:
-    """One row's values by role.
+def read_row(cells: dict[str, list[Any]], task: str, folder: Path | None,
+             readers: Mapping[str, Callable[[Any, str], Any]]) -> dict[str, Any]:
+    """One row's values by role; ``readers`` read roles in their own way.
 
     Raises: Unusable.
     """
     row: dict[str, Any] = {}
     for role, values in cells.items():
         value = values if len(values) > 1 else values[0]
-        if role == "label" and task == "regression":
+        if role in readers:
+            row[role] = readers[role](value, role)
+        elif role == "label" and task == "regression":
             row[role] = read_number(value)
         elif role == "image":
             row[role] = find_image(value, folder)
@@ -141,6 +144,26 @@ def read_choices(value: Any, role: str) -> list[str]:
     if len(texts) < 2:
         raise Unusable("there is only one choice")
     return texts
+
+
+def read_answers(value: Any, role: str) -> list[str]:
+    """Texts of which any is right, one of them, or none: a text, a list, or the struct {"text": [...], ...} of SQuAD."""
+    if isinstance(value, dict):
+        value = value.get("text")
+    if value is None or (isinstance(value, list | tuple) and not value):
+        return []
+    return read_texts(value, role) if isinstance(value, list | tuple) else [read_text(value, role)]
+
+
+def read_whole(value: Any, role: str) -> int:
+    """A whole number, or the writing of one."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise Unusable(f"the {role} {value!r} is not a number") from None
+    if not number.is_integer():
+        raise Unusable(f"the {role} {value!r} is not a whole number")
+    return int(number)
 
 
 def read_number(value: Any) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from thrifty.evaluate.intervals import ROUNDS, percentiles, resample
 from thrifty.evaluate.weighing import Statistic
@@ -22,14 +23,15 @@ class Comparison:
     verdict: Verdict
 
 
-def compare(a: Statistic, b: Statistic, n: int, seed: int = 0, rounds: int = ROUNDS, level: float = 0.95) -> Comparison:
-    """The paired bootstrap: both statistics (higher is better) on the same resamples of the same n items.
+def compare(a: Statistic, b: Statistic, n: int, seed: int = 0, rounds: int = ROUNDS, level: float = 0.95,
+            groups: NDArray[np.int64] | None = None) -> Comparison:
+    """The paired bootstrap: both statistics (higher is better) on the same resamples of the same n items, or of ``groups`` of them.
 
     P. Koehn, "Statistical significance tests for machine translation evaluation", EMNLP 2004. The verdict names a winner only
     if the interval of the difference does not hold 0.
     """
     everything = np.ones((1, n))
     difference = float(a(everything)[0] - b(everything)[0])
-    low, high = percentiles(np.concatenate([a(counts) - b(counts) for counts in resample(n, seed, rounds)]), level)
+    low, high = percentiles(np.concatenate([a(counts) - b(counts) for counts in resample(n, seed, rounds, groups)]), level)
     verdict: Verdict = "a better" if low > 0 else "b better" if high < 0 else "cannot tell apart"
     return Comparison(difference, low, high, verdict)

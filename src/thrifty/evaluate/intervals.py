@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
 from thrifty.evaluate.weighing import Array, Counts, Statistic
 
@@ -13,19 +14,28 @@ ROUNDS = 2000
 _CELLS = 2_000_000  # counts held at once
 
 
-def bootstrap(statistic: Statistic, n: int, seed: int = 0, rounds: int = ROUNDS, level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of ``statistic`` over resamples of n items, drawn with replacement.
+def bootstrap(statistic: Statistic, n: int, seed: int = 0, rounds: int = ROUNDS, level: float = 0.95,
+              groups: NDArray[np.int64] | None = None) -> tuple[float, float]:
+    """The percentile interval of ``statistic`` over resamples of n items, drawn with replacement; ``groups`` as wholes.
 
     B. Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics, 1979.
     ``statistic`` takes counts [R, n], how often each item was drawn, and gives [R] values.
     """
-    return percentiles(np.concatenate([statistic(counts) for counts in resample(n, seed, rounds)]), level)
+    return percentiles(np.concatenate([statistic(counts) for counts in resample(n, seed, rounds, groups)]), level)
 
 
-def resample(n: int, seed: int, rounds: int = ROUNDS) -> Iterator[Counts]:
-    """``rounds`` resamples of n items as counts [R, n], a few at a time so that memory stays small."""
+def resample(n: int, seed: int, rounds: int = ROUNDS, groups: NDArray[np.int64] | None = None) -> Iterator[Counts]:
+    """``rounds`` resamples of n items as counts [R, n], a few at a time so that memory stays small.
+
+    ``groups`` [n] numbers the group of each item from 0: items that are no independent draws, such as answers to one question, are
+    drawn together.
+    """
     if n < 1:
         raise ValueError("no items to resample")
+    if groups is not None:
+        for counts in resample(int(groups.max()) + 1, seed, rounds):
+            yield counts[:, groups]
+        return
     random = np.random.default_rng(seed)
     step = max(1, _CELLS // n)
     for start in range(0, rounds, step):

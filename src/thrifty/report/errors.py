@@ -17,12 +17,14 @@ ABSENT = "The folder holds no test predictions, so there are no errors to show."
 def errors(results: Results) -> str:
     """The confusion matrix, or for many classes the pairs confused most, and the scores by class."""
     labels = results.metrics["labels"] or []
-    pairs = [(str(p["target"]), str(p["prediction"])) for p in results.predictions]
-    if not pairs:
+    every = results.predictions
+    if not every:
         return section("Errors by class", "", note(ABSENT))
-    counts = measure.confusion(pairs, labels)
-    said = f"{sum(a != b for a, b in pairs)} of {len(pairs)} predictions are wrong"
+    counts = measure.confusion([(str(p["target"]), str(p["prediction"])) for p in every if p["prediction"] is not None], labels)
+    said = f"{sum(p['target'] != p['prediction'] for p in every)} of {len(every)} predictions are wrong"
     remark = f"{said}{results.pooled}."
+    if unread := sum(p["prediction"] is None for p in every):
+        remark += f" In {unread} of them the model wrote nothing that names a class; these are left out below."
     if len(labels) <= MOST_DRAWN:
         remark += " Rows are what is true, columns what was predicted."
         shown = _matrix(counts, labels, said)

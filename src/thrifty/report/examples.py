@@ -79,6 +79,8 @@ def quote(p: Prediction) -> str:
 
 
 def _said(p: Prediction, labels: list[str] | None) -> str:
+    if p["prediction"] is None:
+        return f'wrote <b class="bad">{text(p.get("written", ""), 80) or "nothing"}</b>, which names no answer'
     return f'predicted <b class="bad">{_named(p["prediction"])}</b>{_sure(p, p["prediction"], labels)}'
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import re
 
 GAP = "\u00a0"
-_FRACTIONS = {"accuracy", "f1", "precision", "recall", "match"}
+_FRACTIONS = {"accuracy", "f1", "precision", "recall", "match", "share"}
 _TITLES = {"f1": "F1", "matthews": "Matthews correlation", "mcc": "Matthews correlation", "pearson": "Pearson correlation",
            "spearman": "Spearman correlation", "mse": "mean squared error", "rmse": "root mean squared error",
            "mae": "mean absolute error", "bleu": "BLEU", "chrf": "chrF", "nll": "NLL", "ece": "ECE", "r2": "R²",

@@ -129,6 +129,7 @@ class Metrics(TypedDict):
 class PredictionParts(TypedDict, total=False):
     """What only some predictions carry."""
 
+    written: str            # what a language model wrote, where ``prediction`` was read from it
     image: str              # a small thumbnail as data:image/png;base64,... (png, jpeg, webp or gif)
     choices: list[str]      # multiple choice
 
@@ -136,6 +137,7 @@ class PredictionParts(TypedDict, total=False):
 class Prediction(PredictionParts):
     """One line of ``predictions.jsonl``.
 
+    ``prediction`` is null where what was ``written`` names no label or choice, which is always wrong. Else
     ``target`` and ``prediction`` are label names for classification, lists of tag names (one per token) for token
     classification, the index of a choice for multiple choice, numbers for regression, texts for generation (there ``target``
     may be a list of references).
@@ -145,10 +147,11 @@ class Prediction(PredictionParts):
     seed: int
     input: str | list[str] | None       # a text, two texts, the tokens; null for images
     target: str | int | float | list[str]
-    prediction: str | int | float | list[str]
+    prediction: str | int | float | list[str] | None
     scores: list[float] | None          # probabilities in the order of ``labels`` or ``choices``; else null
 
 
+UNREADABLE = ("text-classification", "multiple-choice")    # tasks whose answer may be written so that it cannot be read
 PICTURE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}")
 
 
@@ -203,6 +206,8 @@ def check_prediction(row: object, metrics: Metrics, place: str) -> Prediction:
     kinds: tuple[type, ...] = {"token-classification": (list,), "multiple-choice": (int,), "regression": (int, float),
                                "causal-generation": (str,), "seq2seq-generation": (str,)}.get(task, (str,))
     for key, value in (("target", found["target"]), ("prediction", found["prediction"])):
+        if key == "prediction" and value is None and "written" in found and task in UNREADABLE:
+            continue
         allowed = (*kinds, list) if key == "target" and task.endswith("generation") else kinds
         if not isinstance(value, allowed):
             raise BrokenArtifact(f"{place}: {key} must be {WORDS[kinds[-1]]} for {task}, found {show(value)}")

@@ -44,9 +44,19 @@ class CausalGeneration(Generation):
             else:
                 target, shortened = self.encode_target(table["target"][row])
                 cut |= shortened
-                examples.append({"input_ids": prompt + target, "labels": [IGNORED] * len(prompt) + target})
+                examples.append(self.join({"input_ids": prompt}, target))
             self.truncated += cut
         return examples
+
+    def join(self, prompt: dict[str, Any], target: list[int]) -> dict[str, Any]:
+        """The target follows the prompt."""
+        ids: list[int] = prompt["input_ids"]
+        return {"input_ids": ids + target, "labels": [IGNORED] * len(ids) + target}
+
+    def part(self, example: dict[str, Any]) -> dict[str, Any]:
+        """What stands before the target."""
+        ids, before = example["input_ids"], example["labels"].count(IGNORED) if "labels" in example else None
+        return {"input_ids": ids[:before]}
 
     def encode_prompt(self, source: str) -> tuple[list[int], bool]:
         """Token numbers of a prompt without an end token, and whether its beginning was cut off."""

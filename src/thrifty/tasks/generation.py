@@ -43,6 +43,14 @@ class Generation(TextTask):
             raise NoSuchSetting(f"{self.name} needs a tokenizer with an end token, or the model could never learn to stop.")
 
     @abstractmethod
+    def join(self, prompt: dict[str, Any], target: list[int]) -> dict[str, Any]:
+        """An example of an encoded prompt and the token numbers of a target."""
+
+    @abstractmethod
+    def part(self, example: dict[str, Any]) -> dict[str, Any]:
+        """The prompt of an example, with or without a target."""
+
+    @abstractmethod
     def token_losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of each target token, 0 elsewhere, and which tokens are targets; both [B, T]."""
 

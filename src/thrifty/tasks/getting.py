@@ -31,10 +31,16 @@ def names() -> list[str]:
 def get(name: str, backbone: Backbone, labels: Sequence[str] | None = None, **limits: Any) -> Task:
     """The task called ``name`` for a backbone and its label space; ``limits`` are its settings, such as ``max_length``.
 
+    With a limit ``format`` a language model answers it in words: see `thrifty.tasks.spoken`.
+
     Raises: NoSuchSetting for an unknown task, limit or value; BadData for labels that do not fit.
     """
     if name not in _CLASSES:
         raise NoSuchSetting(f"task {name!r} is unknown.{nearest(name, _CLASSES)}")
+    if limits.get("format") is not None:
+        from thrifty.tasks.spoken import Spoken
+
+        return Spoken(name, backbone, labels, **limits)
     module, kind = name.replace("-", "_"), _CLASSES[name]
     if name == "multiple-choice" and writes(backbone.model):
         reads = getattr(getattr(backbone.model, "config", None), "is_encoder_decoder", False)

@@ -21,11 +21,20 @@ class Seq2SeqGeneration(Generation):
         """Token numbers of the source, and of the target with its end token."""
         examples, cut = self.encoder.encode(column(table, "source", self.name))
         for row, (example, text) in enumerate(zip(examples, table.get("target", ()), strict=False)):
-            example["labels"], shortened = self.encode_target(text)
+            target, shortened = self.encode_target(text)
+            examples[row] = self.join(example, target)
             if shortened:
                 cut.add(row)
         self.truncated += len(cut)
         return examples
+
+    def join(self, prompt: dict[str, Any], target: list[int]) -> dict[str, Any]:
+        """The encoder reads the prompt, the decoder writes the target."""
+        return {**prompt, "labels": target}
+
+    def part(self, example: dict[str, Any]) -> dict[str, Any]:
+        """What the encoder reads."""
+        return {key: value for key, value in example.items() if key != "labels"}
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> Batch:
         """input_ids and attention_mask [B, S]; with targets labels, and decoder_input_ids, the labels shifted by one [B, T]."""

@@ -34,7 +34,7 @@ class Task(ABC):
         head: the pattern "head" if there are such, else None.
     """
 
-    name: ClassVar[str]
+    name: str
     scores: tuple[str, ...]                 # metrics that may select, the default first
     defaults: ClassVar[dict[str, Any]]      # limits
 
@@ -102,13 +102,14 @@ class Task(ABC):
         return {name: float(statistic(np.ones((1, len(predictions))))[0]) for name, statistic in found.items()}
 
     def interval(self, predictions: Sequence[Prediction], table: Table, seed: int = 0) -> dict[str, tuple[float, float]]:
-        """The 95 % interval of every metric that has one: percentile bootstrap over rows.
+        """The 95 % interval of every metric that has one: percentile bootstrap over rows, or over `groups` of them.
 
         The calibration error has none: its bins are noisier in a resample than in the sample, so that every resample is worse
         calibrated and the interval need not hold the value itself.
         """
         found = self.statistics(predictions, self._checked(predictions, table))
-        return {name: bootstrap(statistic, len(predictions), seed) for name, statistic in found.items()
+        groups = self.groups(table)
+        return {name: bootstrap(statistic, len(predictions), seed, groups=groups) for name, statistic in found.items()
                 if name != "expected_calibration_error"}
 
     def compare(self, a: Sequence[Prediction], b: Sequence[Prediction], table: Table, metric: str | None = None,
@@ -121,7 +122,11 @@ class Task(ABC):
         sides = [self.statistics(side, self._checked(side, table)) for side in (a, b)]
         if any(wanted not in side for side in sides):
             raise NoSuchSetting(f"these predictions have no {wanted!r}.{nearest(wanted, set(sides[0]) & set(sides[1]))}")
-        return compare(sides[0][wanted], sides[1][wanted], len(a), seed)
+        return compare(sides[0][wanted], sides[1][wanted], len(a), seed, groups=self.groups(table))
+
+    def groups(self, table: Table) -> Any:
+        """Numbers [n] of what rows belong together and are drawn together, or None where every row stands alone."""
+        return None
 
     def inputs(self, model: nn.Module, batch: Batch) -> Batch:
         """The part of a batch that is the model's input."""

@@ -6,21 +6,28 @@ from typing import Any
 
 from thrifty.core.errors import BadData, nearest
 from thrifty.data.columns import Choice
+from thrifty.data.fields import READERS
+from thrifty.data.formatted import write_questions
 from thrifty.data.read import open_source
-from thrifty.data.rows import Faults, Rows, Table
+from thrifty.data.rows import Faults, Rows, Table, from_columns
 from thrifty.data.tasks import TASKS
 from thrifty.data.values import canonise
+from thrifty.formats import Format
 
 
-def read_inputs(source: Any, task: str, columns: Mapping[str, str], split: str | None = None) -> Table:
-    """The columns that ``task`` sees, by role. ``columns`` says which column played which role in training.
+def read_inputs(source: Any, task: str, columns: Mapping[str, str], split: str | None = None,
+                format: Format | None = None) -> Table:
+    """The columns that ``task`` sees, by role; with a format, what it writes of its fields.
+
+    ``columns`` says which column played which role in training.
 
     Raises:
         BadData: a column is missing, a row cannot be used, or there are several splits and none was named.
     """
     rows = choose_split(open_source(source).splits, split)
     chosen = {}
-    for role in TASKS[task].seen:
+    fields = {field.name: READERS[field.kind] for field in format.fields} if format else {}
+    for role in fields or TASKS[task].seen:
         if role not in columns:
             continue
         names = columns[role].split(",") if role == "choices" else [columns[role]]
@@ -31,11 +38,11 @@ def read_inputs(source: Any, task: str, columns: Mapping[str, str], split: str |
                           f"here.{nearest(columns[role], rows.table)}")
         chosen[role] = names
     faults = Faults()
-    found = canonise(rows, Choice("prediction", "", chosen), faults)
+    found = canonise(rows, Choice("prediction", "", chosen, readers=fields), faults)
     faults.settle(False)
     if not len(found):
         raise BadData("there are no rows to answer")
-    return found.table
+    return write_questions(found, format) if format else found.table
 
 
 def choose_split(splits: Mapping[str, Rows], split: str | None) -> Rows:
@@ -51,15 +58,22 @@ def choose_split(splits: Mapping[str, Rows], split: str | None) -> Rows:
     return splits[split] if split is not None else next(iter(splits.values()))
 
 
-def from_texts(texts: list[str], task: str) -> Table:
-    """Texts typed by hand as the one role that ``task`` sees.
+def from_texts(texts: list[str], task: str, format: Format | None = None) -> Table:
+    """Texts typed by hand as the one role that ``task`` sees, or the one field of a format.
 
     Raises:
         BadData: it sees more than one text, or none.
     """
-    seen = [role for role in TASKS[task].seen if role != "text_pair"]
-    if seen not in (["text"], ["source"]):
+    if format is not None:
+        seen = [field.name for field in format.fields if field.needed]
+        alone = len(seen) == 1 and format.fields[0].kind == "text"
+    else:
+        seen = [role for role in TASKS[task].seen if role != "text_pair"]
+        alone = seen in (["text"], ["source"])
+    if not alone:
         raise BadData(f"{task} cannot be asked with a text alone: it sees {' and '.join(seen)}; give --data")
     if any(not text.strip() for text in texts):
         raise BadData("a text to answer is empty")
+    if format is not None:
+        return write_questions(from_columns("the texts", {seen[0]: texts}), format)
     return {seen[0]: list(texts)}

@@ -47,6 +47,7 @@ class Job:
     """One call of `tune`. ``config`` is everything that decides the numbers, as config.json holds it."""
 
     model: str | nn.Module | Backbone
+    form: str  # the task whose form the model is loaded in
     method: Method
     dataset: Dataset
     settings: Settings
@@ -99,6 +100,8 @@ class Job:
         self.backbone = self.load(seed)
         model = self.backbone.model.to(self.processes.device)
         limits = {name: getattr(self.settings, name) for name in ("max_length", "max_new_tokens", "metric")}
+        if self.dataset.format is not None:
+            limits |= {name: getattr(self.settings, name) for name in ("format", "words", "answer")}
         self.task = tasks.get(self.dataset.task, self.backbone, self.dataset.labels,
                               **{name: value for name, value in limits.items() if value is not None})
         train, validation = self.dataset.splits["train"], self.dataset.splits["validation"]
@@ -119,7 +122,7 @@ class Job:
     def load(self, seed: int) -> Backbone:
         """The backbone; new tensors of a named one are drawn under ``seed``."""
         if isinstance(self.model, str):
-            return load(self.model, self.dataset.task, self.dataset.labels, seed=seed)
+            return load(self.model, self.form, self.dataset.labels if self.form == self.dataset.task else None, seed=seed)
         return self.model if isinstance(self.model, Backbone) else wrap(self.model)
 
     def example(self) -> dict[str, Tensor]:
@@ -132,7 +135,8 @@ class Job:
         assert self.material is not None
         rows, size = self.material.train, self.settings.batch
         for start in range(0, len(rows), size):
-            yield move(self.task.collate(rows[start : start + size]), self.processes.device)
+            batch = move(self.task.collate(rows[start : start + size]), self.processes.device)
+            yield {key: value for key, value in batch.items() if isinstance(value, Tensor)}
 
     def identify(self) -> dict[str, Any]:
         """What a resumed training must share with the one that it goes on from."""
@@ -146,8 +150,8 @@ class Job:
         """Write the adapter. Where weights are spread over processes all must take part; only the main one keeps its copy."""
         assert self.at is not None
         about: dict[str, Any] = {
-            "task": self.task.name, "labels": self.task.labels, "limits": self.task.limits, "metric": self.task.metric,
-            "columns": self.dataset.columns, "model": self.backbone.source.get("id")}
+            "task": self.task.name, "form": self.form, "labels": self.task.labels, "limits": self.task.limits,
+            "metric": self.task.metric, "columns": self.dataset.columns, "model": self.backbone.source.get("id")}
         if self.processes.main:
             artifact.save(self.at, folder, **about)
         elif self.processes.sharded:

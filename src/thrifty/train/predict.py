@@ -14,6 +14,7 @@ from thrifty.core import Attachment
 from thrifty.core.errors import BrokenArtifact
 from thrifty.models import Backbone, load, wrap
 from thrifty.tasks import Task
+from thrifty.tasks.spoken import Spoken
 from thrifty.train.inputs import from_texts, read_inputs
 from thrifty.train.precision import choose
 from thrifty.train.predicting import answer
@@ -43,10 +44,10 @@ def open_adapter(run: str | os.PathLike[str], model: str | nn.Module | Backbone 
     lacking = [key for key in ("task", "model", "columns") if key not in about]
     if lacking:
         raise BrokenArtifact(f"{folder} does not say its {lacking[0]}, as adapters written by thrifty tune do: use thrifty.load")
-    labels = about.get("labels")
+    labels, form = about.get("labels"), about.get("form", about["task"])
     model = model if model is not None else about["model"]
     if isinstance(model, str):
-        backbone = load(model, about["task"], labels)
+        backbone = load(model, form, labels if form == about["task"] else None)
     else:
         backbone = model if isinstance(model, Backbone) else wrap(model)
     backbone.model.to(device)
@@ -72,12 +73,14 @@ def predict(run: str | os.PathLike[str], data: Any = None, *, texts: Sequence[st
     processes = here(device)
     opened = open_adapter(run, model, str(processes.device))
     task = opened.task
+    format = task.format if isinstance(task, Spoken) else None
     if data is None:
-        table = from_texts(list(texts), task.name)
+        table = from_texts(list(texts), task.name, format)
     else:
-        table = read_inputs(data, task.name, opened.about["columns"], split)
+        table = read_inputs(data, task.name, opened.about["columns"], split, format)
     examples = task.encode(table)
     found = answer(task.predict, task, opened.backbone.model, examples, batch, processes, choose(precision, processes.device))
     rows = [{role: column[i] for role, column in table.items()} for i in range(len(found))]
     return [{"index": i, "input": said.get("input", read_input(row)), "prediction": name_prediction(task, said, row),
-             "scores": said.get("scores")} for i, (said, row) in enumerate(zip(found, rows, strict=True))]
+             "scores": said.get("scores"), **({"written": said["written"]} if "written" in said else {})}
+            for i, (said, row) in enumerate(zip(found, rows, strict=True))]

@@ -6,6 +6,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from thrifty.formats.format import INVALID
+from thrifty.models.kinds import GENERATION
 from thrifty.tasks import Task
 
 THUMBNAIL = 96  # pixels on the long side
@@ -19,6 +21,8 @@ def write_out(task: Task, predictions: Sequence[Mapping[str, Any]], table: Mappi
         row = {role: column[index] for role, column in table.items()}
         line = {"index": index, "seed": seed, "input": said.get("input", read_input(row)), "target": name_target(task, row),
                 "prediction": name_prediction(task, said, row), "scores": said.get("scores")}
+        if "written" in said:
+            line["written"] = said["written"]
         if "choices" in row:
             line["choices"] = list(row["choices"])
         if "image" in row:
@@ -37,10 +41,8 @@ def read_input(row: Mapping[str, Any]) -> Any:
 
 def name_target(task: Task, row: Mapping[str, Any]) -> Any:
     """The right answer in words."""
-    if "references" in row and row["references"]:
-        return list(row["references"])
-    if "target" in row:
-        return row["target"]
+    if task.name in GENERATION:
+        return list(row["references"]) if row.get("references") else row["target"]
     if task.name == "masked-language":
         return row["text"]
     if "tags" in row:
@@ -49,8 +51,11 @@ def name_target(task: Task, row: Mapping[str, Any]) -> Any:
 
 
 def name_prediction(task: Task, said: Mapping[str, Any], row: Mapping[str, Any]) -> Any:
-    """A prediction in words; words of a sentence that were cut off get the tag that scoring gave them."""
+    """A prediction in words, None where what a model wrote names nothing; words that were cut off get the tag that scoring gave
+    them."""
     answer = said["prediction"]
+    if answer == INVALID and task.name != "regression":
+        return None
     if task.name == "token-classification":
         tags = task.complete(answer, len(row["tokens"]))  # type: ignore[attr-defined]
         return [name_of(task, tag) for tag in tags]

@@ -59,7 +59,7 @@ class Run:
         return [
             ("trainable parameters", f"{trained:,} of {every:,} ({numbers.share(trained, every)}): "
                                      f"method {p['tuner']:,}, head {p['head']:,}"),
-            ("adapter on disk", numbers.size(m["adapter_bytes"])),
+            ("adapter on disk", "none" if m["adapter_bytes"] is None else numbers.size(m["adapter_bytes"])),
             ("peak memory", "unknown" if memory["peak_bytes"] is None else f"{numbers.size(memory['peak_bytes'])}, {where}"),
             ("time", f"{numbers.seconds(spent['train_seconds'])} training, "
                      f"{numbers.seconds(spent['evaluate_seconds'])} evaluating"),

@@ -26,6 +26,10 @@ class Settings:
     split_seed: int = _said(0, "for carving splits where the data has none; stays the same over seeds")
     max_length: int | None = _said(None, "tokens after which a text is cut (default: 256, or what the model has positions for)")
     max_new_tokens: int | None = _said(None, "tokens that generation may write")
+    format: str | None = _said(None, "answer in words, rows written as this says: t5:mrpc, flan:rte, 'Is this good? {review}'")
+    words: dict[str, Any] | None = _said(None, "label=word pairs that spell classes in a format otherwise than it does")
+    answer: Literal["auto", "written", "ranked", "ranked-mean"] = _said(
+        "auto", "with a format, how answers are found: written, or ranked by likelihood (its sum, or mean per token)")
     metric: str | None = _said(None, "validation metric that decides when to stop and what to keep")
 
     epochs: float | None = _said(None, "passes over the training rows (default: as many as make 300 steps, 3 to 12)")

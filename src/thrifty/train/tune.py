@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from thrifty import report
 from thrifty.core import Method
-from thrifty.core.errors import ThriftyError
+from thrifty.core.errors import NoSuchSetting, ThriftyError
 from thrifty.data import Dataset, read
 from thrifty.models import Backbone
 from thrifty.train import chance
@@ -19,6 +20,7 @@ from thrifty.train.choosing import choose_method, describe, resolve
 from thrifty.train.files import read_json, write_json
 from thrifty.train.finish import finish, rows
 from thrifty.train.folder import claim, free_name
+from thrifty.train.forms import encodes_and_decodes, form
 from thrifty.train.job import Job
 from thrifty.train.precision import choose
 from thrifty.train.processes import here
@@ -54,39 +56,39 @@ def tune(model: str | nn.Module | Backbone, data: Any, method: str | Method | Ma
         raise ThriftyError("resume needs to know which run: give its folder as out")
     dataset = read_data(data, given, model)
     precision = choose(given.precision, processes.device)
-    full = resolve(given, chosen, dataset.task, rows(dataset.splits["train"]), processes.world, precision.name)
+    shape = form(dataset.task, dataset.format, model)
+    full = resolve(given, chosen, shape, rows(dataset.splits["train"]), processes.world, precision.name)
+    full = replace(full, task=dataset.task, format=dataset.format, words=dataset.words)
     names = {"model": name_model(model), "data": dataset.record["source"]["name"] or "data"}
     config = {**names, "method": describe(chosen), **full.plain()}
     name = "-".join(brief(part) for part in (*names.values(), chosen.name))
     folder = Path(out) if out is not None else free_name(Path("runs"), name)
     if processes.once(lambda: open_folder(folder, config, resume, overwrite)):
         return Run.read(folder)
-    job = Job(model, chosen, dataset, full, folder, config, processes, precision, progress, resume)
+    job = Job(model, shape, chosen, dataset, full, folder, config, processes, precision, progress, resume)
     with chance.kept():
         trained = [job.train(full.seed + i) for i in range(full.seeds)]
         return finish(job, trained, command)
 
 
 def read_data(data: Any, settings: Settings, model: Any) -> Dataset:
-    """The data; writing a text for a text is left to an encoder and decoder if ``model`` is one."""
+    """The data; writing a text for a text is left to an encoder and decoder if ``model`` is one.
+
+    Raises:
+        NoSuchSetting: settings of a format where there is none, or another format than data was read with.
+    """
     if isinstance(data, Dataset):
+        if settings.format not in (None, data.format):
+            raise NoSuchSetting(f"the data was read with the format {data.format!r}, not {settings.format!r}")
         return data
+    if settings.format is None and (settings.words is not None or settings.answer != "auto"):
+        raise NoSuchSetting(f"{'words' if settings.words is not None else 'answer'} is a setting of formats: give one (--format)")
     dataset = read(data, task=settings.task, columns=settings.columns, seed=settings.split_seed, allow_leak=settings.allow_leak,
-                   skip_bad=settings.skip_bad, limit=settings.limit)
+                   skip_bad=settings.skip_bad, limit=settings.limit, format=settings.format, words=settings.words)
     if dataset.task == "causal-generation" and settings.task is None and encodes_and_decodes(model):
         dataset.task = dataset.record["task"] = "seq2seq-generation"
         dataset.record["task_why"] += " The model has an encoder and a decoder, hence seq2seq-generation."
     return dataset
-
-
-def encodes_and_decodes(model: Any) -> bool:
-    """Whether the model has an encoder and a decoder, by its configuration."""
-    if not isinstance(model, str):
-        module = model.model if isinstance(model, Backbone) else model
-        return bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
-    from thrifty.models.finding import find
-
-    return not model.startswith("timm:") and bool(read_json(find(model).folder / "config.json").get("is_encoder_decoder"))
 
 
 def open_folder(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool) -> bool:

@@ -1,0 +1,1 @@
+"""Instructions in this library's own words, ten of each kind."""
