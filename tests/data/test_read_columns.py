@@ -46,7 +46,7 @@ def test_a_label_by_another_name_needs_to_be_the_only_candidate():
     table = {"utterance": sentences("a"), "intent": [f"intent {i % 4}" for i in range(N)], "user_id": classes(7)}
     assert read(table).columns == {"text": "utterance", "label": "intent"}
     table["mood"] = classes(3)
-    with pytest.raises(BadData, match=r"2 columns could be the label: \['intent', 'mood'\].*--label intent"):
+    with pytest.raises(BadData, match=r"2 columns could be the label: \['intent', 'mood'\].*--columns label=intent"):
         read(table)
     table["label"] = classes(3)
     assert read(table).columns["label"] == "label"

@@ -1,7 +1,7 @@
 """Which column of a table is which field of a format."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from thrifty import formats
@@ -16,7 +16,7 @@ from thrifty.formats.format import Format
 from thrifty.formats.own import Own
 from thrifty.formats.passages import Answer
 
-READERS = {"text": read_text, "texts": read_texts, "whole": read_whole}
+READERS: dict[str, Callable[[Any, str], Any]] = {"text": read_text, "texts": read_texts, "whole": read_whole}
 Named = dict[str, list[str]]
 
 

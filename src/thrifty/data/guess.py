@@ -80,7 +80,7 @@ def fill_text(task: str, found: Named, view: View) -> None:
     if pair:
         found["text"], found["text_pair"] = [pair[0]], [pair[1]]
     else:
-        more = ", and text_pair (--text-pair) for a second text" if may_pair else ""
+        more = ", and text_pair for a second text" if may_pair else ""
         found["text"] = only("text", [[name] for name in texts], view, more)
 
 
@@ -116,7 +116,7 @@ def only(role: str, candidates: Sequence[list[str]], view: View, more: str = "")
 
 def how_to_say(role: str, name: str) -> str:
     """How a user names the column of ``role``."""
-    return f'Say which with columns={{"{role}": "{name}"}} (--{role.replace("_", "-")} {name})'
+    return f'Say which with columns={{"{role}": "{name}"}} (--columns {role}={name})'
 
 
 def describe(view: View) -> str:

@@ -13,21 +13,22 @@ def find_referent(premise: str, hypothesis: str) -> tuple[str, str]:
     """``premise`` with one pronoun starred, and what ``hypothesis`` says in its place, without punctuation or genitive.
 
     Of all pronouns and all stretches of the hypothesis, that pair is taken around which most words agree; of several the one with
-    the shortest stretch. A stretch whose neighbours do not agree on one side reaches to the end of the sentence there.
+    most of them behind, then the one with the shortest stretch. A stretch whose neighbours do not agree on one side reaches to
+    the end of the sentence there.
 
     Raises: Unwritable if no word agrees around any.
     """
     first, second = bare(premise), bare(hypothesis)
-    best = (0, 0, 0, 0, 0)
+    best = (0, 0, 0, 0, 0, 0)
     for place in (place for place, word in enumerate(first) if word in PRONOUNS):
         for start, end in combinations(range(len(second) + 1), 2):
             left = alike(first[:place][::-1], second[:start][::-1])
             right = alike(first[place + 1:], second[end:])
             if (left or start == 0) and (right or end == len(second)) and second[start:end] != [first[place]]:
-                best = max(best, (left + right, start - end, place, start, end))
+                best = max(best, (left + right, right, start - end, place, start, end))
     if not best[0]:
         raise Unwritable(f"no pronoun of {premise!r} is replaced in {hypothesis!r}")
-    return highlight(premise, best[2]), trim(hypothesis, best[3], best[4])
+    return highlight(premise, best[3]), trim(hypothesis, best[4], best[5])
 
 
 def bare(sentence: str) -> list[str]:
