@@ -36,7 +36,7 @@ def test_two_texts_that_are_no_known_pair_must_be_said():
     with pytest.raises(BadData) as caught:
         read(table)
     assert "['title', 'body']" in str(caught.value)
-    assert 'columns={"text": "title"}' in str(caught.value) and "--text title" in str(caught.value)
+    assert 'columns={"text": "title"}' in str(caught.value) and "--columns text=title" in str(caught.value)
     assert read(table, columns={"text": "body"}).columns == {"text": "body", "label": "label"}
     both = read(table, columns={"text": "title", "text_pair": "body"})
     assert both.columns == {"text": "title", "text_pair": "body", "label": "label"}

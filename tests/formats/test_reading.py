@@ -51,10 +51,10 @@ def test_columns_of_other_names() -> None:
     odd = [{"x": f"a{i} b c d e f", "y": f"b{i} b c d e f", "label": i % 2} for i in range(9)]
     said = read(split(odd), format="t5:mrpc", columns={"sentence1": "y", "sentence2": "x"})
     assert said.splits["train"]["text"][0] == "mrpc sentence1: b0 b c d e f sentence2: a0 b c d e f"
-    with pytest.raises(BadData, match="no column is clearly the sentence1 .* --columns sentence1=NAME"):
+    with pytest.raises(BadData, match="no column is clearly the sentence1 .*--columns sentence1=NAME"):
         read(split(odd), format="t5:mrpc")
-    with pytest.raises(NoSuchSetting, match="t5:mrpc has no field 'text1'.*Did you mean"):
-        read(split(odd), format="t5:mrpc", columns={"text1": "y"})
+    with pytest.raises(NoSuchSetting, match="t5:mrpc has no field 'sentense1'. Did you mean 'sentence1'"):
+        read(split(odd), format="t5:mrpc", columns={"sentense1": "y"})
     with pytest.raises(BadData, match="no column 'z' to be the sentence1"):
         read(split(odd), format="t5:mrpc", columns={"sentence1": "z"})
 
