@@ -11,7 +11,7 @@ import pytest
 
 import thrifty
 from thrifty.cli import main
-from thrifty.core.errors import BadData, NoSuchSetting
+from thrifty.core.errors import BadData, NoSuchSetting, Unfit
 from thrifty.data import read
 from thrifty.report.schema import check_prediction
 from thrifty.train import predict
@@ -54,6 +54,14 @@ def test_from_rows_to_a_report_and_back(model: str, answer: str, tmp_path: Path)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["format"], config["answer"], config["task"]) == ("t5:cola", answer, "text-classification")
     assert json.loads((tmp_path / "run" / "data.json").read_text())["format"]["name"] == "t5:cola"
+
+
+def test_t_few_learns_from_wrong_answers(tmp_path: Path) -> None:
+    folder = str(tiny.t5(tmp_path / "model"))
+    run = thrifty.tune(folder, rows(), "t-few", tmp_path / "run", format="flan:cola:0", **QUICK)
+    assert run.metrics["method"] == "t-few" and run.metrics["test"]["brier"]
+    with pytest.raises(Unfit, match="needs multiple choice and a model that writes"):
+        thrifty.tune(folder, rows(), "t-few", tmp_path / "written", format="t5:cola", **QUICK)
 
 
 def test_it_learns(tmp_path: Path) -> None:

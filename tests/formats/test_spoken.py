@@ -69,6 +69,7 @@ def test_the_loss_is_that_of_the_targets(backbone: Backbone) -> None:
 @pytest.mark.parametrize("answer", ["ranked", "ranked-mean"])
 def test_ranking_is_by_the_likelihood_of_each_answer(backbone: Backbone, answer: str) -> None:
     task = get(backbone, answer=answer)
+    assert (task.right(task.collate(task.encode(TABLE))) == torch.tensor([1, 0, 1])).all()  # type: ignore[attr-defined]
     for table in (TABLE, {"text": TABLE["text"]}):  # what is right is not looked at
         found = task.predict(backbone.model, task.collate(task.encode(table)))
         for row, text in zip(found, table["text"], strict=True):
@@ -183,6 +184,20 @@ def test_features_see_the_text_and_no_answer(backbone: Backbone) -> None:
     torch.testing.assert_close(seen, blind)
     alone = task.features(backbone.model, task.collate(task.encode({"text": TABLE["text"][:1]})))
     torch.testing.assert_close(seen[:1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_methods_may_learn_from_wrong_answers(backbone: Backbone) -> None:
+    task = get(backbone, answer="ranked-mean")
+    batch = task.collate(task.encode(TABLE))
+    losses, tokens, beta = task.weigh(backbone.model, batch)  # type: ignore[attr-defined]
+    assert losses.shape == tokens.shape and losses.requires_grad == any(p.requires_grad for p in backbone.model.parameters())
+    for row, text in enumerate(TABLE["text"]):
+        for number, label in enumerate(LABELS):
+            assert float(beta[row, number]) == pytest.approx(log_likelihood(backbone, text, label, True), rel=1e-4)
+    taught = get(backbone, "flan:cola", max_new_tokens=20)
+    table = {"text": ["Make up a sentence"], "label": [1], "target": ["ab"]}
+    with pytest.raises(Unfit, match="choose one that asks, such as flan:cola:0"):
+        taught.weigh(backbone.model, taught.collate(taught.encode(table)))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("limits", "error", "said"), [

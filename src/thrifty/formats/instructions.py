@@ -31,6 +31,11 @@ class Instruction(Format):
 
     ranked: ClassVar[bool] = True
 
+    @property
+    def tells(self) -> bool:
+        """Whether some lessons ask for a field of the row instead of its answer."""
+        return self.only is None and any(template.inverse for template in self.templates)
+
     def write(self, row: Row, turn: int = 0) -> str:
         """The row in the direct wording whose turn it is."""
         fields = self.filling(row)

@@ -50,8 +50,9 @@ class TFew(IA3):
             raise Unfit(f"t-few trains on choices, right and wrong: it needs multiple choice and a model that writes (T5, say); "
                         f"{task.name} with {type(at.model).__name__} has none. (IA)³ without its losses is the method 'ia3'")
         nll, tokens, beta = task.weigh(model, batch)
-        lm, ul, ln = losses(nll, tokens, beta, batch["labels"])
-        return lm + self.unlikelihood * ul + self.ranking * ln, len(batch["labels"])
+        right = task.right(batch)
+        lm, ul, ln = losses(nll, tokens, beta, right)
+        return lm + self.unlikelihood * ul + self.ranking * ln, len(right)
 
 
 def losses(nll: Tensor, tokens: Tensor, beta: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

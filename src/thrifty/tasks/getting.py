@@ -38,9 +38,9 @@ def get(name: str, backbone: Backbone, labels: Sequence[str] | None = None, **li
     if name not in _CLASSES:
         raise NoSuchSetting(f"task {name!r} is unknown.{nearest(name, _CLASSES)}")
     if limits.get("format") is not None:
-        from thrifty.tasks.spoken import Spoken
+        from thrifty.tasks.ranked import answering
 
-        return Spoken(name, backbone, labels, **limits)
+        return answering(name, backbone, labels, **limits)
     module, kind = name.replace("-", "_"), _CLASSES[name]
     if name == "multiple-choice" and writes(backbone.model):
         reads = getattr(getattr(backbone.model, "config", None), "is_encoder_decoder", False)

@@ -1,9 +1,8 @@
 """Which of a few answers fits a text, for models that write: the answer that they would most likely write."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, ClassVar, cast
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +11,9 @@ from thrifty.core.errors import NoSuchSetting
 from thrifty.models.backbone import Backbone
 from thrifty.tasks.causal_generation import CausalGeneration
 from thrifty.tasks.classes import label_tensor, labelled
-from thrifty.tasks.encoding import IGNORED
 from thrifty.tasks.generation import Generation
 from thrifty.tasks.multiple_choice import MultipleChoice
+from thrifty.tasks.ranking import lay_out, weigh
 from thrifty.tasks.seq2seq_generation import Seq2SeqGeneration
 from thrifty.tasks.task import Batch, Table
 
@@ -60,14 +59,7 @@ class RankedChoice(MultipleChoice):
 
         A row with fewer choices than others is filled with its first choice again, of which no token is a target.
         """
-        most = max(len(example["choices"]) for example in examples)
-        flat = []
-        for example in examples:
-            first = example["choices"][0]
-            empty = {**first, "labels": [IGNORED] * len(first["labels"])}
-            flat += [*example["choices"], *[empty] * (most - len(example["choices"]))]
-        batch = {key: value.unflatten(0, (-1, most)) for key, value in self.writer.collate(flat).items()}
-        batch["targets"] = batch.pop("labels")
+        batch = lay_out(self.writer, [example["choices"] for example in examples])
         return {**batch, **label_tensor(examples)}
 
     def inputs(self, model: nn.Module, batch: Batch) -> Batch:
@@ -85,17 +77,12 @@ class RankedChoice(MultipleChoice):
 
         beta is minus infinity where a choice is only filling.
         """
-        shape = batch["targets"].shape[:2]
-        with self._sparing(model, shape[1], len(batch["targets"])):
-            losses, wanted = self.writer.token_losses(
-                model, {**self.inputs(model, batch), "labels": batch["targets"].flatten(0, 1)})
-        losses, wanted = losses.unflatten(0, shape), wanted.unflatten(0, shape)
-        length = wanted.sum(-1)
-        beta = -losses.sum(-1) / length.clamp(min=1) ** float(self.limits["length_norm"])
-        return losses, wanted, beta.masked_fill(length == 0, -torch.inf)
+        held = {key: value for key, value in batch.items() if key != "labels"}
+        return weigh(self.writer, model, held, float(self.limits["length_norm"]))
 
-    def _sparing(self, model: nn.Module, choices: int, rows: int) -> Any:
-        return nullcontext()
+    def right(self, batch: Batch) -> Tensor:
+        """The numbers of the right choices [B]."""
+        return batch["labels"]
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.weigh(model, batch)[2]
@@ -114,40 +101,9 @@ class Seq2SeqChoice(RankedChoice):
 
     generation = _Reader
 
-    def _sparing(self, model: nn.Module, choices: int, rows: int) -> Any:
-        return reading_once(model, choices, choices * rows)
-
 
 class CausalChoice(RankedChoice):
     """Choices as the continuation of the text. One more limit: ``separator`` (a line break) stands between the two."""
 
     defaults = {**RankedChoice.defaults, "separator": "\n"}
     generation = _Continuer
-
-
-@contextmanager
-def reading_once(model: nn.Module, times: int, rows: int) -> Iterator[None]:
-    """While the context lasts, the encoder of ``model`` reads one of every ``times`` equal rows, and its answer is repeated.
-
-    ``rows`` is the number of rows that the model is called with.
-    """
-    encoder = cast(Any, model).get_encoder()
-
-    def spare(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        kept = [v[::times] if isinstance(v, Tensor) and v.dim() and len(v) == rows else v for v in (*args, *kwargs.values())]
-        return tuple(kept[:len(args)]), dict(zip(kwargs, kept[len(args):], strict=True))
-
-    def repeat(out: Any) -> Any:
-        if isinstance(out, Tensor):
-            return out.repeat_interleave(times, 0)
-        if isinstance(out, Mapping):
-            return cast(Any, type(out))(**{key: repeat(value) for key, value in out.items()})
-        return type(out)(map(repeat, out)) if isinstance(out, (tuple, list)) else out
-
-    handles = (encoder.register_forward_pre_hook(spare, with_kwargs=True),
-               encoder.register_forward_hook(lambda _, args, out: repeat(out)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -1,4 +1,4 @@
-"""Any task, answered in words: a language model reads rows as a format writes them and writes, or ranks, their answers."""
+"""Any task, answered in words: a language model reads rows as a format writes them, and writes their answers."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,7 +7,6 @@ from typing import Any, ClassVar, cast
 from torch import Tensor, nn
 
 from thrifty import formats
-from thrifty.core.errors import BadData, NoSuchSetting, nearest
 from thrifty.evaluate.answers import number_groups
 from thrifty.evaluate.weighing import Statistic
 from thrifty.formats.format import Format
@@ -21,11 +20,9 @@ from thrifty.tasks.encoding import check_length, column, position_limit
 from thrifty.tasks.features import text_features
 from thrifty.tasks.generation import Generation
 from thrifty.tasks.judging import ByAnswer, ByChoice, ByClass, ByNumber, ByText, Judging
-from thrifty.tasks.ranking import log_likelihoods, shares, to
 from thrifty.tasks.seq2seq_generation import Seq2SeqGeneration
 from thrifty.tasks.task import Batch, Prediction, Table, Task, predicting
 
-ANSWERS = ("auto", "written", "ranked", "ranked-mean")
 FREE = 64   # tokens of an answer that no list bounds
 
 
@@ -44,10 +41,9 @@ class Answering(Seq2SeqGeneration):
 class Spoken(Task):
     """Rows as `thrifty.data.read` gives them with a format: ``text`` (or ``source``), ``target``, and what the answer is judged by.
 
-    Training is on the likelihood of the target. Limits: ``format`` and ``words`` (see `thrifty.formats.find`); ``answer``:
-    "written" greedily and read back, "ranked" by log p(answer and its end | text), or "ranked-mean" by its mean per token, "auto"
-    as the format does; ``max_length``; ``max_new_tokens`` (by default as many as the longest answer needs); ``separator`` (between
-    text and answer, for models without an encoder); ``metric``.
+    Training is on the likelihood of the target; answers are written greedily and read back. Limits: ``format`` and ``words`` (see
+    `thrifty.formats.find`), ``answer`` (see `thrifty.tasks.ranked`), ``max_length``, ``max_new_tokens`` (by default as many as
+    the longest answer needs), ``separator`` (between text and answer, for models without an encoder), ``metric``.
     """
 
     has_head = False
@@ -64,7 +60,6 @@ class Spoken(Task):
         self.encoder, self.judging = self.writer.encoder, self.make_judging()
         for limit in ("max_length", "max_new_tokens"):
             self.limits[limit] = self.writer.limits[limit]
-        self.ranks = self.choose_answer()
 
     def make_writer(self) -> Generation:
         """The task of writing the answers."""
@@ -78,7 +73,7 @@ class Spoken(Task):
 
     def longest(self) -> int | None:
         """Tokens of the longest answer with its end; None where answers are not listed, or fields of a row are learned as well."""
-        tells = isinstance(self.format, Instruction) and any(template.inverse for template in self.format.templates)
+        tells = isinstance(self.format, Instruction) and self.format.tells
         if self.name == "multiple-choice" or tells or not self.format.options({}):
             return None
         tokenizer = self.backbone.preprocess
@@ -94,50 +89,18 @@ class Spoken(Task):
             return ByNumber()
         return ByText(self.writer) if isinstance(self.format, OwnTexts) else ByAnswer()
 
-    def choose_answer(self) -> bool:
-        """Whether answers are ranked.
-
-        Raises: NoSuchSetting for an unknown way, or ranking without a list of answers.
-        """
-        wanted = self.limits["answer"]
-        if wanted not in ANSWERS:
-            raise NoSuchSetting(f"answer is {wanted!r}.{nearest(str(wanted), ANSWERS)}")
-        listed = self.name == "multiple-choice" or bool(self.format.options({}))
-        if wanted.startswith("ranked") and not listed:
-            raise NoSuchSetting(f"answers to {self.format.name} are not listed, so they cannot be ranked: use answer='written'.")
-        return wanted.startswith("ranked") or (wanted == "auto" and self.format.ranked and listed)
-
     def encode(self, table: Table) -> list[dict[str, Any]]:
-        """Token numbers of text and target; the row, and where answers are ranked the token numbers of each.
-
-        Raises: BadData for a listed answer with more tokens than ``max_new_tokens``.
-        """
+        """Token numbers of text and target, and the row."""
         texts = column(table, "source" if isinstance(self.format, Answer) else "text", self.name)
         written = {"source": texts, **({"target": table["target"]} if "target" in table else {})}
-        rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
-        examples, known = self.writer.encode(written), dict[str, list[int]]()
+        examples = self.writer.encode(written)
         self.truncated = self.writer.truncated
-        for number, (example, row) in enumerate(zip(examples, rows, strict=True)):
+        for example, values in zip(examples, zip(*table.values(), strict=True), strict=True):
+            row = dict(zip(table, values, strict=True))
             example |= {"prompt": self.writer.part(example), "row": row}
-            if self.ranks:
-                example["options"] = [self.encode_option(option, number, known) for option in self.options(row)]
             if "label" in row:
                 example["label"] = row["label"]
         return examples
-
-    def options(self, row: Any) -> Sequence[str]:
-        """The answers that a row may have."""
-        return row["choices"] if self.name == "multiple-choice" else self.format.options(row)
-
-    def encode_option(self, text: str, row: int, known: dict[str, list[int]]) -> list[int]:
-        """Token numbers of an answer with its end."""
-        if text not in known:
-            ids, cut = self.writer.encode_target(text)
-            if cut or ids[-1] != self.encoder.tokenizer.eos_token_id:
-                raise BadData(f"row {row}: the answer {text!r} has no room in max_new_tokens={self.limits['max_new_tokens']}: cut "
-                              "answers cannot be told apart. Set it higher.")
-            known[text] = ids
-        return known[text]
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> Batch:
         """What the writer makes of them; and the examples themselves, from which answers are read or ranked."""
@@ -156,29 +119,14 @@ class Spoken(Task):
         return self.writer.judge(model, tensors(batch)) if self.metric == "negative_loss" else self.predict(model, batch)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
-        """``prediction`` is what the answer means (-1: it names nothing); with it the ``written`` text, or ``scores`` if ranked."""
+        """``prediction`` is what the answer means (-1: it names nothing), read from the ``written`` text."""
         examples: list[dict[str, Any]] = cast(Any, batch["examples"])
-        if self.ranks:
-            return self.rank(model, examples)
         if isinstance(self.format, Answer):
             return self.writer.predict(model, tensors(batch))
         with predicting(model):
             texts = self.encoder.tokenizer.batch_decode(self.writer.write(model, tensors(batch)), skip_special_tokens=True)
         return [{"prediction": self.format.read(text.strip(), example["row"]), "scores": None, "written": text.strip()}
                 for text, example in zip(texts, examples, strict=True)]
-
-    def rank(self, model: nn.Module, examples: Sequence[dict[str, Any]]) -> list[Prediction]:
-        """The likeliest of the listed answers, and the probability of each among them."""
-        joined = [[self.writer.join(example["prompt"], option) for option in example["options"]] for example in examples]
-        every = log_likelihoods(self.writer, model, joined, len(examples), mean=self.limits["answer"] == "ranked-mean")
-        found: list[Prediction] = []
-        for example, scores in zip(examples, every, strict=True):
-            best = max(range(len(scores)), key=scores.__getitem__)
-            if self.name == "regression":
-                found.append({"prediction": self.format.read(self.options(example["row"])[best], example["row"]), "scores": None})
-            else:
-                found.append({"prediction": best, "scores": shares(scores)})
-        return found
 
     def statistics(self, predictions: Sequence[Prediction], table: Table) -> dict[str, Statistic]:
         """The metrics of the kind of answer; see `thrifty.tasks.judging`."""
@@ -200,7 +148,8 @@ class Spoken(Task):
         if self.name not in ("text-classification", "regression") or not self.format.featured:
             return super().features(model, batch)
         examples: list[dict[str, Any]] = cast(Any, batch["examples"])
-        inputs = to(self.encoder.pad([example["prompt"] for example in examples]), batch["input_ids"].device)
+        padded = self.encoder.pad([example["prompt"] for example in examples])
+        inputs = {key: value.to(batch["input_ids"].device) for key, value in padded.items()}
         if isinstance(self.writer, CausalGeneration):
             return text_features(model, inputs)
         with predicting(model):
