@@ -14,6 +14,7 @@ WITH_NEW_HEAD = {
     "full": 1e-4, "linear-probe": 1e-2, "bitfit": 3e-3, "layernorm": 3e-3,
     "lora-fa": 4e-3, "vera": 1e-2, "adalora": 2e-3, "dynamic-rank-dora": 2e-3,
     "lora": 2e-3, "dora": 2e-3, "ia3": 1e-2,
+    "compacter": 3e-3, "phm-adapter": 3e-3, "low-rank-adapter": 3e-3, "bapna": 2e-3, "lhuc": 1e-2, "mam": 2e-3,
     "houlsby": 2e-3, "pfeiffer": 2e-3, "parallel-adapter": 2e-3,
     "prefix": 3e-3, "prompt": 1e-1, "vpt": 1e-2,
 }
