@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "attach": "core", "attachments": "core", "sites": "core", "register": "core", "task": "core",
+    "attach": "core", "attachments": "core", "sites": "core", "register": "core", "task": "core", "add_tasks": "core",
     "Attachment": "core", "Edit": "core", "Method": "core", "Site": "core",
     "save": "artifact", "load": "artifact", "fingerprint": "artifact",
     **dict.fromkeys(("Average", "Fuse", "Parallel", "Rows", "Split", "Stack", "combine", "compose", "swap"),
@@ -27,7 +27,7 @@ _WHERE = {
 if TYPE_CHECKING:
     from .artifact import fingerprint, load, save
     from .composition import Average, Fuse, Parallel, Rows, Split, Stack, combine, compose, swap
-    from .core import Attachment, Edit, Method, Site, attach, attachments, register, sites, task
+    from .core import Attachment, Edit, Method, Site, add_tasks, attach, attachments, register, sites, task
     from .core.errors import ThriftyError
     from .methods import *  # noqa: F403
     from .train import tune

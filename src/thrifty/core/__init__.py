@@ -5,8 +5,8 @@ from .edit import AttentionEdit, Branch, Edit, Shared, WeightEdit, apply_weight,
 from .ledger import attachments
 from .method import Method, need
 from .plan import Row
-from .routing import task
+from .routing import add_tasks, by_task, task
 from .site import Site, sites
 
-__all__ = ["Attachment", "AttentionEdit", "Branch", "Edit", "Method", "Row", "Shared", "Site", "WeightEdit", "apply_weight",
-           "attach", "attachments", "need", "register", "registered", "sites", "task"]
+__all__ = ["Attachment", "AttentionEdit", "Branch", "Edit", "Method", "Row", "Shared", "Site", "WeightEdit", "add_tasks",
+           "apply_weight", "attach", "attachments", "by_task", "need", "register", "registered", "sites", "task"]

@@ -14,7 +14,7 @@ from .digest import digest
 from .errors import NoSuchSetting, NothingTrains
 from .method import Method
 from .probe import Example, Seen, guess_example
-from .routing import task
+from .routing import name_tasks, task
 from .watch import Watch, refuse_reentrant
 
 
@@ -42,6 +42,9 @@ def attach(model: nn.Module, method: Method, name: str = "default", *, also_trai
     if not isinstance(method, Method):
         raise TypeError(f"attach takes a method such as thrifty.LoRA(), not {type(method).__name__}")
     method.check()
+    if method.multitask and not tasks:
+        raise NoSuchSetting(f"{method.name} serves several tasks: name them, attach(model, method, tasks=['rte', 'mrpc']), and say "
+                            "with thrifty.task(model, name) which a batch belongs to")
     at = Attachment(model, name, seen=Seen(model, example), roles=roles, tied=tied)
     at.method, at.seed = method, seed
     if tasks:
@@ -58,17 +61,6 @@ def attach(model: nn.Module, method: Method, name: str = "default", *, also_trai
         at.detach()
         raise
     return at
-
-
-def name_tasks(tasks: Sequence[str]) -> list[str]:
-    """The tasks as a list of names.
-
-    Raises:
-        NoSuchSetting: a name is empty, or stands twice.
-    """
-    if isinstance(tasks, str) or not all(isinstance(name, str) and name for name in tasks) or len(set(tasks)) < len(tasks):
-        raise NoSuchSetting(f"tasks= is a list of different names, not {tasks!r}")
-    return list(tasks)
 
 
 def finish(at: Attachment, example: Example | None, check: bool) -> None:

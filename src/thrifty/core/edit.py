@@ -71,6 +71,7 @@ class Edit(nn.Module):
     additive: ClassVar[bool] = False
     passive: ClassVar[bool] = False
     registered: ClassVar[str] = ""
+    per_task: ClassVar[tuple[str, ...]] = ()  # children of which a batch reaches only those that are for its own task
     site: Site
     context: Any
     on: bool
@@ -166,6 +167,7 @@ class Shared(nn.Module):
     """Something that many edits of one attachment read, kept once at the root; registered like an edit."""
 
     registered: ClassVar[str] = ""
+    per_task: ClassVar[tuple[str, ...]] = ()
 
 
 class Edits(nn.ModuleDict):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .errors import NoSuchSetting, nearest
+from .errors import NoSuchSetting, Unfit, nearest
 from .site import Site
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Method:
     mergeable: ClassVar[bool] = False
     inference: ClassVar[str] = ""
     identity_at_start: ClassVar[bool] = True  # whether the model answers as before until the first step
+    multitask: ClassVar[bool] = False  # whether it tells tasks apart, and so wants their names when it is attached
     Edit: ClassVar[type[Edit]]
     elsewhere: ClassVar[tuple[str, ...]] = ("where",)  # fields that are not numbers of the edit
     needs: ClassVar[str] = ""  # what it cannot do without: "saved adapters"
@@ -65,6 +66,14 @@ class Method:
         """
         loss: tuple[Tensor, int] = task.loss(model, batch)
         return loss
+
+    def more_tasks(self, at: Attachment, tasks: list[str]) -> None:
+        """Make room in ``at`` for further ``tasks``, which come after those that it tells apart; see ``thrifty.add_tasks``.
+
+        Raises:
+            Unfit: the method cannot, as most cannot; nothing has been changed then.
+        """
+        raise Unfit(f"{self.name} serves the tasks that it was attached with, and no others: it cannot take in {', '.join(tasks)}")
 
     def penalty(self, at: Attachment) -> Tensor | float:
         """Term added to the task loss at every step, of what trains alone."""

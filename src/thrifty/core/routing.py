@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .errors import NoSuchSetting, nearest
+from .errors import NoSuchSetting, ThriftyError, nearest
 from .ledger import attachments
 
 if TYPE_CHECKING:
@@ -76,3 +76,63 @@ def one(at: Attachment, told: int | str) -> int:
     if isinstance(told, bool) or not 0 <= told < len(at.tasks):
         raise NoSuchSetting(f"{at.name!r} has no task number {told}: its {len(at.tasks)} tasks are {', '.join(at.tasks)}")
     return told
+
+
+def name_tasks(tasks: Sequence[str]) -> list[str]:
+    """The tasks as a list of names.
+
+    Raises:
+        NoSuchSetting: a name is empty, or stands twice.
+    """
+    if isinstance(tasks, str) or not all(isinstance(name, str) and name for name in tasks) or len(set(tasks)) < len(tasks):
+        raise NoSuchSetting(f"tasks= is a list of different names, not {tasks!r}")
+    return list(tasks)
+
+
+def add_tasks(at: Attachment, tasks: Sequence[str], **tables: Mapping[str, Any]) -> None:
+    """Let ``at``, trained or loaded, serve further tasks: a language known by its features, a pair of known languages.
+
+        thrifty.add_tasks(at, ["yo"], features={"yo": [0, 1, 1]})
+
+    ``tables`` are further entries for settings of the method that are tables.
+
+    Raises:
+        NoSuchSetting: a task is served already, a table is none of the method's, or an entry is missing or wrong.
+        Unfit: the method can serve no tasks but those that it was attached with.
+    """
+    method = at.method
+    if method is None or not at.tasks:
+        why = "does not tell tasks apart" if method else "is of a method that is not known here"
+        raise NoSuchSetting(f"{at.name!r} {why}, so it can take in no further tasks")
+    every = name_tasks([*at.tasks, *tasks])
+    settings = method.settings()
+    known = [key for key, value in settings.items() if isinstance(value, dict)]
+    for key, entries in tables.items():
+        if key not in known:
+            raise NoSuchSetting(f"{method.name} has no table {key!r}." + nearest(key, known))
+        if other := [name for name in entries if settings[key].get(name, entries[name]) != entries[name]]:
+            raise NoSuchSetting(f"{key}[{other[0]!r}] is {settings[key][other[0]]!r} already, and was perhaps trained so")
+        settings[key] = {**settings[key], **entries}
+    wider = method.make(**settings)
+    wider.check()
+    wider.more_tasks(at, every[len(at.tasks):])
+    at.method, at.about["tasks"] = wider, every
+    at._changed()
+
+
+def by_task(which: int | Tensor, act: Callable[..., Tensor], h: Tensor, *beside: Tensor | None) -> Tensor:
+    """``act(task, h, *beside)`` where the batch is of one task; else that for the rows [B, ...] of each, put back in order.
+
+    What stands ``beside`` h is divided as h is, unless it is None or a single row for all.
+
+    Raises:
+        ThriftyError: tasks were told for more or fewer rows than there are.
+    """
+    if isinstance(which, int):
+        return act(which, h, *beside)
+    if len(which) != len(h):
+        raise ThriftyError(f"the tasks of {len(which)} rows were told, but {len(h)} rows arrive (beam search repeats rows)")
+    which = which.to(h.device)
+    rows = [(which == each).nonzero().flatten() for each in which.unique()]
+    parts = [act(int(which[own[0]]), h[own], *(t if t is None or len(t) == 1 else t[own] for t in beside)) for own in rows]
+    return torch.cat(parts)[torch.cat(rows).argsort()]

@@ -9,6 +9,7 @@ from .errors import NothingTrains, ThriftyError
 
 if TYPE_CHECKING:
     from .attachment import Attachment
+    from .building import Building
 
 REMEDY = ("Either the loss does not depend on it, or the graph is cut before it (reentrant checkpointing over a frozen "
           "embedding does that: use use_reentrant=False)")
@@ -17,9 +18,8 @@ REMEDY = ("Either the loss does not depend on it, or the graph is cut before it 
 class Watch:
     """Counts the gradients that each trainable tensor of one attachment gets, until all have had one.
 
-    When a third backward pass begins and some have had none, the pass stops with an error that names them. Tensors that were
-    claimed by a wildcard (all biases, all weights), or belong to a method that trains intermittently, are listed in
-    ``unreached`` instead: a task, or a step, need not use them all.
+    When a third backward pass begins and some have had none, the pass stops with an error that names them. Those that are
+    only ``occasional``, or belong to a method that trains intermittently, are listed in ``unreached`` instead.
     """
 
     def __init__(self, at: Attachment):
@@ -44,8 +44,8 @@ class Watch:
         """
         self.stop()
         dead = [n for n in self.at.active() if n not in self.seen]
-        may = self.at.method is not None and self.at.method.intermittent
-        self.unreached = [n for n in dead if may or n.removeprefix("base:") in self.at.wildcard]
+        may, rare = self.at.method is not None and self.at.method.intermittent, occasional(self.at)
+        self.unreached = [n for n in dead if may or n in rare]
         dead = [n for n in dead if n not in self.unreached]
         if dead:
             raise NothingTrains(f"{len(dead)} trainable tensors of {self.at.name!r} got no gradient in two steps: {dead[:5]}. "
@@ -56,6 +56,20 @@ class Watch:
         for handle in self.handles:
             handle.remove()
         self.handles = []
+
+
+def occasional(at: Building) -> set[str]:
+    """Names of what trains and need not be reached by every batch: claimed by a wildcard (all biases, all weights), as a task
+    need not use them all, or kept for one of several tasks."""
+    found = {f"base:{name}" for name in at.wildcard}
+    owners: dict[str, nn.Module] = {f"edit:{key}:": edit for key, edit in at.edits.items()}
+    if at.context.shared is not None:
+        owners["shared:"] = at.context.shared
+    for prefix, owner in owners.items():
+        kept = tuple(f"{path}.{child}.".lstrip(".") for path, module in owner.named_modules()
+                     for child in getattr(module, "per_task", ()))
+        found |= {prefix + name for name, _ in owner.named_parameters() if name.startswith(kept)}
+    return found
 
 
 def refuse_reentrant(model: nn.Module) -> None:

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..core import Method, attach, attachments
+from ..core import Method, attachments
 from ..core.errors import CannotMerge, HalfAdapted
-from .measuring import alike, distance, equal, gradients, loss, owned, put, same, step, stir, weigh
+from ..core.routing import tell
+from ..core.watch import occasional
+from .measuring import TASKS, add, alike, distance, equal, gradients, loss, owned, put, same, step, stir, weigh
 from .tiny import Tiny
 
 Promise = Callable[[Method, Tiny], None]
@@ -56,10 +58,15 @@ def acts(method: Method, backbone: Tiny) -> None:
 
 
 def sends_gradients(method: Method, backbone: Tiny) -> None:
-    """Every trainable tensor gets a gradient, those of edits one that is not zero, and no frozen tensor gets any."""
+    """Every trainable tensor gets a gradient, those of edits one that is not zero, and no frozen tensor gets any.
+
+    A method that tells tasks apart sees a batch of each.
+    """
     model, at = put(method, backbone)
     stir(at)
-    loss(backbone, model).backward()
+    for told in at.tasks or [None]:
+        tell(model, told)
+        loss(backbone, model).backward()
     for name, p in at.named_parameters():
         if name.removeprefix("base:") in at.wildcard:
             continue
@@ -201,7 +208,7 @@ def stacks(method: Method, backbone: Tiny) -> None:
         model, at = put(method, backbone, "one")
         stir(at)
         try:
-            other = attach(model, method, name="two", example=backbone.example, seed=2)
+            other = add(method, backbone, model, "two", seed=2)
         except HalfAdapted:  # both would train the same base parameters in place, which is rightly refused
             return
         stir(other, seed=2)
@@ -240,7 +247,8 @@ def takes_bfloat16(method: Method, backbone: Tiny) -> None:
     for name, p in at.named_parameters():
         base = name.startswith("base:")
         assert base or p.dtype == torch.float32, f"{name} trains in {p.dtype}"
-        assert base or (p.grad is not None and bool(p.grad.isfinite().all())), f"{name} has no finite gradient in bfloat16"
+        if p.grad is not None or name not in occasional(at):
+            assert base or (p.grad is not None and bool(p.grad.isfinite().all())), f"{name} has no finite gradient in bfloat16"
 
 
 def draws_from_its_seed(method: Method, backbone: Tiny) -> None:
@@ -255,6 +263,24 @@ def draws_from_its_seed(method: Method, backbone: Tiny) -> None:
         assert any(not equal(a[n], c[n]) for n in a), f"{method.name} draws numbers, but another seed gives the same ones"
 
 
+def routes_rows(method: Method, backbone: Tiny) -> None:
+    """A method that tells tasks apart answers differently to each, and to rows of different tasks as to a batch of each."""
+    if not method.multitask:
+        return
+    model, at = put(method, backbone)
+    stir(at)
+    alone = []
+    for told in TASKS:
+        tell(model, told)
+        alone.append(backbone.output(model))
+    assert distance(*alone) > 1e-6, f"{method.name} answers on {backbone.name} as if all tasks were one"
+    tell(model, TASKS)
+    mixed = backbone.output(model)
+    for row, (name, wanted) in enumerate(zip(TASKS, alone, strict=True)):
+        moved = distance(mixed[row], wanted[row])
+        assert moved < 1e-5, f"{method.name} on {backbone.name}: a row of {name!r} among others is off by {moved:.1e} (relative)"
+
+
 PROMISES: tuple[Promise, ...] = (
     starts_as_promised, acts, sends_gradients, keeps_the_base, keeps_the_keys, keeps_its_state, copies, pickles, compiles,
-    merges, restores, disables, stacks, checkpoints, takes_bfloat16, draws_from_its_seed)
+    merges, restores, disables, stacks, checkpoints, takes_bfloat16, draws_from_its_seed, routes_rows)

@@ -5,13 +5,24 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Attachment, Method, attach
+from ..core.routing import tell
 from .tiny import Tiny
+
+TASKS = ("one", "two")  # what a method that tells tasks apart is tested with
 
 
 def put(method: Method, backbone: Tiny, name: str = "default", seed: int | None = 0) -> tuple[nn.Module, Attachment]:
     """A fresh copy of the backbone with ``method`` attached, and the handle."""
     model = backbone.fresh()
-    return model, attach(model, method, name=name, example=backbone.example, seed=seed)
+    return model, add(method, backbone, model, name, seed)
+
+
+def add(method: Method, backbone: Tiny, model: nn.Module, name: str = "default", seed: int | None = 0) -> Attachment:
+    """The handle of ``method`` attached to ``model``; if it tells tasks apart, the batches to come are of the first."""
+    at = attach(model, method, name=name, example=backbone.example, seed=seed, tasks=TASKS if method.multitask else ())
+    if method.multitask:
+        tell(model, TASKS[0])
+    return at
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from thrifty.core import Attachment, Method, attach
 from thrifty.core.digest import digests
 from thrifty.core.errors import NoSuchSetting, ThriftyError, Unfit
 from thrifty.core.ledger import refuse_moved, snapshot
+from thrifty.core.watch import occasional
 from thrifty.data import Dataset
 from thrifty.models import Backbone, load, wrap
 from thrifty.tasks import Task
@@ -76,7 +77,7 @@ class Job:
         checkpoint = Checkpoint(place / "checkpoint", self.identify(), self.processes)
         before = snapshot(model)
         assert self.material is not None
-        idle = bool(at.wildcard) or type(self.method).step is not Method.step
+        idle = bool(occasional(at)) or type(self.method).step is not Method.step
         training = Training(at, self.processes.wrap(model, idle), self.task, self.material, self.settings, seed,
                             self.processes, self.precision)
         name = f"seed {seed}" if self.settings.seeds > 1 else "training"
