@@ -5,10 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from thrifty.core import attach, attachments
+from thrifty.core import attachments
 from thrifty.core.errors import HalfAdapted, NoSuchSite, ThriftyError, Unfit
 from thrifty.methods import CATALOGUE
 from thrifty.testing import PROMISES, contract, tiny
+from thrifty.testing.measuring import add
 
 BACKBONES = ("bert", "llama", "t5", "vit", "encoder", "resnet")
 TIMM = {"timm_vit", "timm_swin", "timm_resnet", "timm_convnext", "open_clip"}
@@ -21,11 +22,15 @@ SETTINGS: dict[str, dict[str, object]] = {
     "compacter": {"rank": 8}, "phm-adapter": {"rank": 8, "n": 4}, "low-rank-adapter": {"rank": 8}, "bapna": {"rank": 4},
     "knowledge-adapter": {"rank": 4}, "mam": {"length": 3, "rank": 4, "hidden": 8},
     "k-adapter": {"width": 8, "heads": 2}, "res-tuning-bypass": {"rank": 3},
+    "hyperformer": {"rank": 4, "embedding": 8, "hidden": 8}, "pals": {"width": 12}, "monolingual-adapters": {"rank": 4},
+    "udapter": {"rank": 4, "size": 3, "features": {"one": [1.0, 0.0, 1.0, 1.0], "two": [0.0, 1.0, 1.0, 0.0]}},
 }
 ELSEWHERE: dict[tuple[str, str], dict[str, object]] = {
     **{(m, "resnet"): {"where": "conv"} for m in ("adalora", "dynamic-rank-dora", "lora-fa")},
     ("vera", "resnet"): {"where": "head"},
-    ("lora", "resnet"): {"where": "conv"}, ("dora", "resnet"): {"where": "head"}}
+    ("lora", "resnet"): {"where": "conv"}, ("dora", "resnet"): {"where": "head"},
+    ("monolingual-adapters", "t5"): {"languages": {"one": "de-en", "two": "en-de"}},
+}
 
 # Where a method has no meaning, and how that is said.
 REFUSED: dict[tuple[str, str], type[ThriftyError]] = {
@@ -42,6 +47,9 @@ REFUSED: dict[tuple[str, str], type[ThriftyError]] = {
     **{(m, "resnet"): Unfit for m in ("bapna", "lhuc")},  # its blocks give out images
     **{(m, "resnet"): Unfit for m in ("res-tuning-bypass", "k-adapter")},  # blocks of many widths
     ("k-adapter", "encoder"): Unfit,  # its blocks take their masks under other names
+    **{(m, "resnet"): NoSuchSite for m in ("hyperformer", "udapter", "pals")},  # no attention
+    ("monolingual-adapters", "resnet"): Unfit,  # its blocks give out pictures
+    ("pals", "t5"): Unfit,  # each head of its attention adds relative positions of its own
 }
 CONVOLUTIONS = {"where": "conv"}
 LORA = {"resnet": CONVOLUTIONS, "timm_resnet": CONVOLUTIONS, "convolver": CONVOLUTIONS, "convnext": {"where": "mlp.*"},
@@ -56,6 +64,8 @@ def _asked(name: str, backbone: str, promise: contract.Promise) -> bool:
 
     torch.compile costs seconds: each method is compiled once, on the first backbone that takes it, if it has edits at all.
     """
+    if promise is contract.routes_rows:
+        return CATALOGUE[name].multitask
     if name == "lora":
         return promise is not contract.compiles or backbone in ("bert", "vit")
     if promise is contract.compiles:
@@ -82,7 +92,7 @@ def test_method_is_refused_by_name(name: str, backbone: str) -> None:
     tested = tiny.make(backbone)
     model = tested.fresh()
     with pytest.raises(REFUSED[name, backbone]):
-        attach(model, CATALOGUE[name].make(**SETTINGS.get(name, {})), example=tested.example)
+        add(CATALOGUE[name].make(**SETTINGS.get(name, {})), tested, model)
     assert not attachments(model)
     assert all(p.requires_grad for p in model.parameters())
     assert list(model.state_dict()) == list(tested.model.state_dict())

@@ -15,6 +15,7 @@ from .dora import DoRA
 from .dynamic_rank_dora import DynamicRankDoRA
 from .full import FullFineTuning
 from .houlsby import Houlsby
+from .hyperformer import HyperFormer
 from .ia3 import IA3
 from .k_adapter import KAdapter
 from .knowledge_adapter import KnowledgeAdapter
@@ -24,7 +25,9 @@ from .lora_fa import LoRAFA
 from .low_rank_adapter import LowRankAdapter
 from .mad_x import MADX, MADXLanguage
 from .mam import MAM
+from .monolingual import MonolingualAdapters
 from .norm import LayerNormTuning
+from .pals import PALs
 from .parallel_adapter import ParallelAdapter
 from .pfeiffer import Pfeiffer
 from .prefix import PrefixTuning
@@ -32,6 +35,7 @@ from .probe import LinearProbe
 from .prompt import PromptTuning
 from .res_tuning_bypass import ResTuningBypass
 from .t_few import TFew
+from .udapter import UDapter
 from .vera import VeRA
 from .vpt import VPT
 
@@ -46,6 +50,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "DynamicRankDoRA",
     "FullFineTuning",
     "Houlsby",
+    "HyperFormer",
     "IA3",
     "KAdapter",
     "KnowledgeAdapter",
@@ -58,6 +63,8 @@ __all__ = [  # one a line, so that two new methods do not meet
     "MADX",
     "MADXLanguage",
     "MAM",
+    "MonolingualAdapters",
+    "PALs",
     "ParallelAdapter",
     "Pfeiffer",
     "PHMAdapter",
@@ -65,6 +72,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "PromptTuning",
     "ResTuningBypass",
     "TFew",
+    "UDapter",
     "VeRA",
     "VPT",
 ]
