@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 
 from thrifty.core.errors import BadData, NoSuchSetting
-from thrifty.data.mixing import equal, normalised, proportional, tempered
+from thrifty.data.mixing import annealed, equal, normalised, proportional, tempered
 
 SIZES = {"cola": 8551, "rte": 2490, "mnli": 392_702}
 
@@ -33,6 +33,19 @@ def test_temperature_one_is_proportional_and_a_cap_of_one_or_endless_heat_is_equ
     assert tempered(SIZES, 2.0, 10_000) == pytest.approx({name: w / sum(square.values()) for name, w in square.items()})
 
 
+def test_annealed_rates_go_from_proportional_towards_equal() -> None:
+    sizes = dict(enumerate([6680, 2865, 306_798, 1945, 4491, 52_616, 284_257, 84_715]))  # those of the authors' code
+    named = {str(i): size for i, size in sizes.items()}
+    assert annealed(named, 1, 25) == proportional(named) == annealed(named, 1, 1)
+    for epoch, alpha in ((13, 0.6), (25, 0.2)):
+        powers = {name: size**alpha for name, size in named.items()}
+        assert annealed(named, epoch, 25) == pytest.approx({name: w / sum(powers.values()) for name, w in powers.items()})
+    for epoch in range(1, 26):
+        found = annealed(named, epoch, 25)
+        assert math.fsum(found.values()) == pytest.approx(1.0) and sorted(found, key=found.get) == sorted(named, key=named.get)
+    assert annealed(named, 5, 25, cap=3000)["2"] == annealed(named, 5, 25, cap=3000)["6"]
+
+
 def test_a_set_that_counts_half() -> None:
     found = proportional(SIZES, scale={"rte": 0.5})
     assert found["rte"] / found["cola"] == pytest.approx(1245 / 8551)
@@ -51,7 +64,9 @@ def test_weights_of_zero_leave_a_set_out() -> None:
     (lambda: tempered({"a": 1}, 0.5), NoSuchSetting, "temperature must be at least 1"),
     (lambda: tempered({"a": 1}, math.nan), NoSuchSetting, "temperature"),
     (lambda: normalised({"a": 0.0}), BadData, "one of them positive"), (lambda: normalised({"a": -1.0, "b": 2.0}), BadData, "-1.0"),
-    (lambda: equal([]), BadData, "one of them positive"),
+    (lambda: equal([]), BadData, "one of them positive"), (lambda: annealed({}, 1, 2), BadData, "at least one row each"),
+    (lambda: annealed({"a": 1}, 0, 25), NoSuchSetting, "one of 1 to 25, not 0"),
+    (lambda: annealed({"a": 1}, 26, 25), NoSuchSetting, "not 26"), (lambda: annealed({"a": 1}, 1, 0), NoSuchSetting, "1 to 0"),
 ])
 def test_mixtures_without_meaning(call: object, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):

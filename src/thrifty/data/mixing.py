@@ -1,7 +1,9 @@
 """How often each of several sets is drawn from in one training, as pure functions of how many rows they have.
 
 Raffel, Shazeer, Roberts, Lee, Narang, Matena, Zhou, Li, Liu: Exploring the Limits of Transfer Learning with a Unified
-Text-to-Text Transformer; JMLR 2020, arXiv:1910.10683, section 3.5.2. A trainer draws the set of each batch with these rates.
+Text-to-Text Transformer; JMLR 2020, arXiv:1910.10683, section 3.5.2. Stickland, Murray: BERT and PALs: Projected Attention
+Layers for Efficient Adaptation in Multi-Task Learning; ICML 2019, arXiv:1902.02671 (`annealed`). A trainer draws the set of
+each batch with these rates.
 """
 from __future__ import annotations
 
@@ -37,6 +39,19 @@ def tempered(sizes: Mapping[str, float], temperature: float, cap: float | None =
     highest = max(map(math.log, counts.values()))
     powers = {name: math.exp((math.log(count) - highest) / temperature) for name, count in counts.items()}
     return normalised(powers)
+
+
+def annealed(sizes: Mapping[str, float], epoch: int, epochs: int, cap: float | None = None,
+             scale: Mapping[str, float] | None = None) -> Rates:
+    """r_i = min(e_i, K)^alpha, brought to the sum 1, with alpha = 1 - 0.8 (epoch - 1) / (epochs - 1) and epochs counted from 1.
+
+    So a training begins at `proportional` and ends at alpha = 0.2, where small sets come up nearly as often as large ones.
+
+    Raises: as `proportional`; NoSuchSetting also for an epoch that is none of 1 to ``epochs``.
+    """
+    if not 1 <= epoch <= epochs:
+        raise NoSuchSetting(f"epoch must be one of 1 to {epochs!r}, not {epoch!r}.")
+    return tempered(sizes, 1 / (1 - 0.8 * (epoch - 1) / max(1, epochs - 1)), cap, scale)
 
 
 def equal(names: Iterable[str]) -> Rates:
