@@ -10,7 +10,7 @@ from backbones import IDS, MASK, count, frozen_stay, golden, published, run, sha
 from torch import Tensor, nn
 
 import thrifty
-from thrifty.core.errors import CannotMerge, NoSuchSetting, NoSuchSite, ThriftyError, Unfit
+from thrifty.core.errors import CannotCombine, CannotMerge, NoSuchSetting, NoSuchSite, ThriftyError, Unfit
 from thrifty.core.routing import tell
 from thrifty.methods import make
 from thrifty.methods.generated import specialise
@@ -228,6 +228,22 @@ def test_kept_adapters_are_the_made_ones(name: str, tmp_path: Any) -> None:
     every = tiny("t5")
     assert thrifty.load(every, tmp_path / "all").tasks == TASKS
     assert torch.equal(answer(every, 1), wanted) and not torch.equal(answer(every, 0), wanted)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bert"])
+def test_composed_with_another_adapter(kind: str, tmp_path: Any) -> None:
+    model, at = attached(kind, double=False, norms=False)
+    shake(at)
+    wanted = answer(model, ["cola", "rte"])
+    at.save(tmp_path / "many")
+    alone = tiny(kind)
+    composed = thrifty.compose(alone, thrifty.Stack(tmp_path / "many"))
+    assert composed.tasks == TASKS and torch.equal(answer(alone, ["cola", "rte"]), wanted)
+    wide = tiny(kind)
+    thrifty.compose(wide, thrifty.Stack(tmp_path / "many", thrifty.LoRA(rank=2)))
+    assert torch.equal(answer(wide, ["cola", "rte"]), wanted)  # what is new starts as nothing
+    with pytest.raises(CannotCombine, match="hyperformer tells tasks apart"):
+        thrifty.compose(tiny(kind), thrifty.Stack(make("hyperformer"), thrifty.LoRA()))
 
 
 def test_generating_with_and_without_a_cache() -> None:

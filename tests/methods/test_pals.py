@@ -16,7 +16,6 @@ from thrifty.core.building import Context
 from thrifty.core.errors import CannotMerge, DeadEdit, NoSuchSetting, NoSuchSite, ThriftyError, Unfit
 from thrifty.core.routing import tell
 from thrifty.methods import make
-from thrifty.methods.chances import annealing, chances
 from thrifty.methods.pals import PAL, LowRank
 
 TASKS = ["rte", "mrpc", "cola"]
@@ -212,24 +211,6 @@ def test_saved_and_loaded(tmp_path: Any) -> None:
     fresh = tiny("bert")
     assert thrifty.load(fresh, tmp_path / "adapter").tasks == TASKS
     assert torch.equal(answer(fresh, "cola"), answer(model, "cola"))
-
-
-def test_how_tasks_are_drawn() -> None:
-    sizes = [6680, 2865, 306798, 1945, 4491, 52616, 284257, 84715]
-    assert [annealing(epoch, 25) for epoch in (1, 13, 25)] == pytest.approx([1.0, 0.6, 0.2])
-    assert annealing(1, 1) == 1.0
-    assert chances(sizes, 1.0) == pytest.approx([n / sum(sizes) for n in sizes])
-    assert chances([1, 4, 9], 0.5) == pytest.approx([1 / 6, 2 / 6, 3 / 6])
-    assert chances([5, 7], 0.0) == [0.5, 0.5]
-    for epoch in range(1, 26):
-        drawn = chances(sizes, annealing(epoch, 25))
-        assert sum(drawn) == pytest.approx(1) and sorted(range(8), key=drawn.__getitem__) == sorted(range(8), key=sizes.__getitem__)
-    for epoch, epochs in ((0, 25), (26, 25), (1, 0)):
-        with pytest.raises(NoSuchSetting, match=f"epoch {epoch}"):
-            annealing(epoch, epochs)
-    for bad in ([], [3, 0]):
-        with pytest.raises(NoSuchSetting, match="at least 1 each"):
-            chances(bad, 1.0)
 
 
 def test_refusals() -> None:

@@ -196,6 +196,18 @@ def test_a_language_that_was_never_seen(tmp_path: Any) -> None:
     assert torch.equal(answer(again, "yo"), answer(fresh, "yo"))
 
 
+def test_a_new_task_on_top_of_languages(tmp_path: Any) -> None:
+    model, at = attached(double=False, rank=8)
+    shake(at)
+    at.save(tmp_path / "languages")
+    wanted = answer(model, "fi")
+    both = tiny("bert")
+    composed = thrifty.compose(both, thrifty.Stack(tmp_path / "languages", thrifty.Pfeiffer(rank=4, reads="sublayer")))
+    assert composed.tasks == LANGUAGES and all("pfeiffer" in name for name in map(str, composed.active()))
+    moved = answer(both, "fi")
+    assert not torch.equal(moved, wanted) and not torch.allclose(moved, answer(both, "de"))
+
+
 def test_kept_adapters_are_the_made_ones(tmp_path: Any) -> None:
     model, at = attached(double=False, dropout=0.3)
     shake(at)

@@ -39,10 +39,6 @@ class Generated(Branch):
             return self.adapt(h, dict(self.own.items()))
         return by_task(self.context.which(), lambda task, rows: self.adapt(rows, self.make(task)), h)
 
-    def forward(self, y: Tensor, x: Tensor | None = None) -> Tensor:
-        """y [batch, ..., d] -> [batch, ..., d]; x is not read, as the site may also be one whose input is adapted."""
-        return y + self.branch(y).to(y.dtype)
-
     def keep(self, made: Mapping[str, Tensor]) -> None:
         """Hold these tensors from now on, instead of what made them."""
         for name, _ in list(self.named_children()):

@@ -79,15 +79,20 @@ class Hypernetworks(Shared):
 
 @register("hyper-adapter")
 class HyperAdapter(Generated):
-    """y + gamma * norm(U gelu(D y + b_D) + b_U) + beta, where a sub-layer ends, before its dropout.
+    """y + gamma * norm(U gelu(D y + b_D) + b_U) + beta, where a sub-layer ends: before its dropout, at ``port="input"`` of it.
 
     D [rank, d] and U [d, rank]; gelu is its tanh form; norm makes mean 0 and variance 1 over d (eps 1e-5).
     """
 
-    def __init__(self, site: Site, stack: int, layer: int, kind: int, rank: int, kept: bool = False):
+    def __init__(self, site: Site, stack: int, layer: int, kind: int, rank: int, port: str, kept: bool = False):
+        if port not in ("input", "output"):
+            raise ValueError(f"an adapter acts on 'input' or 'output', not on {port!r}")
         super().__init__(site, shapes(site.dout, rank) if kept else None)
-        self.port = "input" if isinstance(site.module, nn.Dropout) else "output"
-        self.place = stack, layer, kind
+        self.port, self.place = port, (stack, layer, kind)
+
+    def forward(self, y: Tensor, x: Tensor | None = None) -> Tensor:
+        """y [batch, ..., d] -> [batch, ..., d]; x is not read."""
+        return y + self.branch(y).to(y.dtype)
 
     def make(self, task: int) -> dict[str, Tensor]:
         """What the hypernetwork of the stack makes for this place."""
@@ -162,7 +167,7 @@ class HyperFormer(Method):
         for stack, own in enumerate(stacks.values()):
             for site in own:
                 at.put(site, HyperAdapter, stack=stack, layer=depths[stack].index(site.depth), kind=kinds.index(site.role),
-                       rank=made[stack]["rank"])
+                       rank=made[stack]["rank"], port="input" if isinstance(site.module, nn.Dropout) else "output")
         if self.norms:
             at.train_matching("norm*", wildcard=True)
 

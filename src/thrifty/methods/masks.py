@@ -25,6 +25,8 @@ class Listening(Attending):
 class MaskTap(AttentionEdit):
     """Changes nothing: leaves the mask of the site's attention under ``key`` for an edit further on in the same forward pass."""
 
+    passive = True
+
     def __init__(self, site: Site, key: str):
         super().__init__(site)
         self.key = key

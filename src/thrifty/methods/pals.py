@@ -125,8 +125,8 @@ class PALs(Method):
     ``"low-rank"`` is the paper's V_D gelu(V_E h) of width 100, with a V_E and a V_D in each layer. A ``width`` or ``heads`` of 0
     stands for the variant's. ``freeze`` trains, beside the tasks' own modules, nothing but the normalisations.
 
-    A batch trains the modules of its own task and all that is shared. ``thrifty.methods.chances`` draws
-    tasks as the paper does.
+    A batch trains the modules of its own task and all that is shared. ``thrifty.data.mixing.annealed`` says how often the paper
+    draws each task.
     """
 
     name = "pals"
