@@ -70,8 +70,8 @@ def _from_method(model: nn.Module, name: str, method: Method, example: Example |
     """What the method would put there, with the values that it starts from."""
     method.check()
     if method.multitask:
-        raise CannotCombine(f"{method.name} tells tasks apart, and a part of a composition is not given their names: attach and train "
-                            "it by itself, and compose the saved adapter")
+        raise CannotCombine(f"{method.name} tells tasks apart, and a part of a composition is not given their names: attach and "
+                            "train it by itself, and compose the saved adapter")
     at = Attachment(model, SCRATCH, seen=Seen(model, example))
     try:
         at.method = method
