@@ -85,7 +85,7 @@ def test_an_adapter_by_hand() -> None:
     normed = (z - z.mean(-1, keepdim=True)) / (z.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     h = (normed * adapter.norm.weight + adapter.norm.bias) @ adapter.down.weight.T + adapter.down.bias
     torch.testing.assert_close(y, z + h.clamp_min(0) @ adapter.up.weight.T + adapter.up.bias)
-    assert torch.allclose(adapter(1000 * z), adapter(z), atol=1e-4)
+    assert torch.allclose(adapter.branch(1000 * z), adapter.branch(z), atol=1e-4)
 
 
 def test_a_direction_that_was_never_trained(tmp_path: Any) -> None:

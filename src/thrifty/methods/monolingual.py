@@ -7,28 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Branch, Method, Site, by_task, need, register
-from ..core.errors import NoSuchSetting, NoSuchSite, Unfit, nearest
+from ..core.errors import NoSuchSetting, NoSuchSite, nearest
+from .bottleneck import Bottleneck, refuse_maps
 
 if TYPE_CHECKING:
     from ..core import Attachment
-
-
-class Normalised(nn.Module):
-    """relu(LN(z) W_d + b_d) W_u + b_u, with a LayerNorm of its own. W_u and the biases start at zero, W_d as in nn.Linear."""
-
-    def __init__(self, width: int, rank: int):
-        super().__init__()
-        self.norm, self.down, self.up = nn.LayerNorm(width), nn.Linear(width, rank), nn.Linear(rank, width)
-        for zero in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(zero)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """z [..., width] -> [..., width]."""
-        return self.up(F.relu(self.down(self.norm(z.to(self.up.weight.dtype)))))
 
 
 @register("per-language")
@@ -40,19 +26,23 @@ class PerLanguage(Branch):
     def __init__(self, site: Site, languages: list[str], speaks: list[int], rank: int):
         super().__init__(site)
         self.languages, self.speaks, self.width = list(languages), list(speaks), site.dout
-        self.adapters = nn.ModuleList(Normalised(site.dout, rank) for _ in languages)
+        self.adapters = nn.ModuleList(Bottleneck(site, rank, "relu", "zero", 0.0, norm=True) for _ in languages)
 
-    def branch(self, h: Tensor) -> Tensor:
-        """A_l(h) for the language of the batch, or of each row.
+    def read(self, y: Tensor, x: Tensor) -> Tensor:
+        """y, if it is [batch, tokens, d].
 
         Raises:
-            Unfit: the block gives out pictures or other things that are not [batch, tokens, width].
+            Unfit: the block gives out something else.
         """
-        if h.dim() != 3 or h.shape[-1] != self.width:
-            raise Unfit(f"the block {self.site.path!r} gives out {list(h.shape)}, not [batch, tokens, {self.width}]")
+        refuse_maps(self.site, y, self.width)
+        return y
+
+    def branch(self, h: Tensor) -> Tensor:
+        """A_l(h) for the language of the batch, or of each row."""
         which = self.context.which()
         language = self.speaks[which] if isinstance(which, int) else torch.tensor(self.speaks, device=which.device)[which]
-        return by_task(language, lambda number, rows: self.adapters[number](rows), h)
+        adapters: Any = self.adapters
+        return by_task(language, lambda number, rows: adapters[number].branch(rows), h)
 
 
 @dataclass
