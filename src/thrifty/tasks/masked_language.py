@@ -76,12 +76,13 @@ class MaskedLanguage(TextTask):
         Of a text with n tokens, marks included, max(1, round(share n)) are chosen, but no more than ``most``: eight of ten
         become the mask, one becomes any token, and one stays as it is.
         """
-        at, tokenizer = {"device": ids.device, "generator": drawn}, self.encoder.tokenizer
+        device, tokenizer = ids.device, self.encoder.tokenizer
         length = (ids != self.encoder.pad_id).sum(-1)
         wanted = (length * float(self.limits["share"])).round().clamp(1, self.limits["most"])
-        order = torch.rand(ids.shape, **at).masked_fill(free == 0, 2.0).argsort(-1).argsort(-1)
-        chosen = (order < wanted[:, None]) & (free == 1)
-        fate, other = torch.rand(ids.shape, **at), torch.randint(len(tokenizer), ids.shape, **at)
+        order, fate = (torch.rand(ids.shape, generator=drawn, device=device) for _ in range(2))
+        other = torch.randint(len(tokenizer), ids.shape, generator=drawn, device=device)
+        rank = order.masked_fill(free == 0, 2.0).argsort(-1).argsort(-1)
+        chosen = (rank < wanted[:, None]) & (free == 1)
         new = torch.where(fate < 0.8, tokenizer.mask_token_id, torch.where(fate < 0.9, other, ids))
         return torch.where(chosen, new, ids), torch.where(chosen, ids, IGNORED)
 
