@@ -166,6 +166,24 @@ def test_two_adapters_have_matrices_of_their_own() -> None:
     assert torch.equal(run(model), both)
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_saved_adapters_stack_each_with_its_matrices(keep: bool, tmp_path: Path) -> None:
+    deltas, folders, x = [], [], torch.randn(3, 10, dtype=torch.float64)
+    for i in range(2):
+        model, at, edits = two_layers(seed=10_000 + i, where="0", keep=keep)
+        shake(at)
+        deltas.append(edits[0].delta(edits[0].site.weight).detach())
+        folders.append(at.save(tmp_path / f"{i}"))
+        at.detach()
+    base = model[0](x)
+    at = thrifty.compose(model, thrifty.Stack(*folders))
+    torch.testing.assert_close(model[0](x), base + x @ (deltas[0] + deltas[1]).T)
+    at.save(tmp_path / "both", unchanged=True)
+    at.detach()
+    thrifty.load(model, tmp_path / "both")
+    torch.testing.assert_close(model[0](x), base + x @ (deltas[0] + deltas[1]).T)
+
+
 def test_refusals() -> None:
     for settings in ({"rank": 0}, {"dropout": 1.0}, {"seed": -1}):
         with pytest.raises(NoSuchSetting, match=next(iter(settings))):

@@ -82,6 +82,27 @@ def test_every_weight_may_train_and_training_resumes(place: Path, kind: str) -> 
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_ranks_that_are_found_in_training(place: Path, kind: str) -> None:
+    """Each seed finds ranks of its own, so that its adapter has shapes of its own; sharded weights keep theirs, with zeros."""
+    more = ("--method", "adalora", "--set", "target=2", "--seeds", 2)
+    done = launch(kind, *words(place, f"ranks-{kind}", 8, *more))
+    alone = small_jobs.run(*words(place, f"ranks-{kind}-1", 16, *more))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    for seed in (0, 1):
+        found = []
+        for folder in (place / f"ranks-{kind}", place / f"ranks-{kind}-1"):
+            held = load_file(folder / f"seed-{seed}" / "adapter" / "adapter.safetensors")
+            ranks = {n.split("#")[0]: len(t) for n, t in held.items() if n.endswith("#low-rank:A")}
+            ranks |= {n.split("#")[0]: int((t != 0).sum()) for n, t in held.items() if n.endswith("#components:c")}
+            found.append({path: rank for path, rank in ranks.items() if rank})
+        assert found[0] == found[1] and sum(found[0].values()) <= 2 * 12
+    runs = [small_jobs.numbers(place / name) for name in (f"ranks-{kind}", f"ranks-{kind}-1")]
+    assert runs[0]["test"]["accuracy"] == runs[1]["test"]["accuracy"]
+
+
 def test_a_mistake_is_told_once_each_and_nobody_hangs(place: Path, one: Path) -> None:
     done = launch("ddp", *words(place, "one", 8))  # a finished run lies there
     assert done.returncode != 0 and "holds a finished run" in done.stderr

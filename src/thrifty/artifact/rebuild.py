@@ -80,7 +80,7 @@ def _refuse_unfit(make: Callable[[], Any], kind: Any, numbers: dict[str, Any], k
         if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and name not in numbers:
             raise BrokenArtifact(f"{key!r}: {kind.__name__} needs {name!r}")
     most = max([SMALL, wide, *(t.numel() for t in held.values())])
-    if giants := [n for n in _integers({k: v for k, v in numbers.items() if k != "seed"}) if abs(n) > most]:
+    if giants := [n for n in _integers(numbers) if abs(n) > most]:
         raise BrokenArtifact(f"{key!r}: {giants[0]} is out of all proportion to the {len(held)} tensors that the file holds "
                              "for it")
     try:
@@ -124,5 +124,7 @@ def _held(state: State, prefix: str) -> State:
 def _integers(value: Any) -> Iterator[int]:
     if isinstance(value, int):
         yield value
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+    if isinstance(value, dict):
+        value = [inner for name, inner in value.items() if name != "seed"]  # which is no size
+    for inner in value if isinstance(value, list) else ():
         yield from _integers(inner)

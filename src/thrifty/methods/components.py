@@ -75,7 +75,7 @@ def silence(edits: Mapping[str, Components], gone: Mapping[str, Tensor]) -> None
     for key, mask in gone.items():
         if key in edits:
             c = edits[key].c
-            c.mul_(spread(c, ~mask.to(c.device)))
+            c.mul_(spread(c, (~mask).to(c.device, c.dtype)))
 
 
 @torch.no_grad()
