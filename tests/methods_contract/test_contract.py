@@ -24,6 +24,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "k-adapter": {"width": 8, "heads": 2}, "res-tuning-bypass": {"rank": 3},
     "hyperformer": {"rank": 4, "embedding": 8, "hidden": 8}, "pals": {"width": 12}, "monolingual-adapters": {"rank": 4},
     "udapter": {"rank": 4, "size": 3, "features": {"one": [1.0, 0.0, 1.0, 1.0], "two": [0.0, 1.0, 1.0, 0.0]}},
+    "lst": {"reduction": 2, "init": "magnitude"},
 }
 ELSEWHERE: dict[tuple[str, str], dict[str, object]] = {
     **{(m, "resnet"): {"where": "conv"} for m in ("adalora", "dynamic-rank-dora", "lora-fa")},
@@ -45,11 +46,11 @@ REFUSED: dict[tuple[str, str], type[ThriftyError]] = {
     **{("vpt", b): Unfit for b in BACKBONES if b != "vit"},  # no patches
     **{(m, "resnet"): NoSuchSite for m in ("compacter", "phm-adapter", "low-rank-adapter", "knowledge-adapter", "mam", "t-few")},
     **{(m, "resnet"): Unfit for m in ("bapna", "lhuc")},  # its blocks give out images
-    **{(m, "resnet"): Unfit for m in ("res-tuning-bypass", "k-adapter")},  # blocks of many widths
-    ("k-adapter", "encoder"): Unfit,  # its blocks take their masks under other names
     **{(m, "resnet"): NoSuchSite for m in ("hyperformer", "udapter", "pals")},  # no attention
     ("monolingual-adapters", "resnet"): Unfit,  # its blocks give out pictures
     ("pals", "t5"): Unfit,  # each head of its attention adds relative positions of its own
+    **{(m, "resnet"): Unfit for m in ("res-tuning-bypass", "k-adapter", "lst")},  # blocks of many widths
+    **{(m, "encoder"): Unfit for m in ("k-adapter", "lst")},  # blocks that are not called and built as those of transformers
 }
 CONVOLUTIONS = {"where": "conv"}
 LORA = {"resnet": CONVOLUTIONS, "timm_resnet": CONVOLUTIONS, "convolver": CONVOLUTIONS, "convnext": {"where": "mlp.*"},

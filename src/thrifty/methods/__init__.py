@@ -23,6 +23,7 @@ from .lhuc import LHUC
 from .lora import LoRA
 from .lora_fa import LoRAFA
 from .low_rank_adapter import LowRankAdapter
+from .lst import LST
 from .mad_x import MADX, MADXLanguage
 from .mam import MAM
 from .monolingual import MonolingualAdapters
@@ -60,6 +61,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "LoRA",
     "LoRAFA",
     "LowRankAdapter",
+    "LST",
     "MADX",
     "MADXLanguage",
     "MAM",

@@ -36,9 +36,8 @@ class SideTap(Edit):
             self.context.taps[said(self.site.path)] = one.detach() if self.cut else one
             return one
         given = dict(zip(self.names, one, strict=False)) | other
-        if self.cut:
-            given[self.names[0]] = given[self.names[0]].detach()
-        self.context.taps[asked(self.site.path)] = given
+        states = given.pop(self.names[0])
+        self.context.taps[asked(self.site.path)] = {self.names[0]: states.detach() if self.cut else states, **given}
         return one, other
 
 
