@@ -16,7 +16,8 @@ from thrifty.testing import tiny
 from thrifty.testing.measuring import stir
 
 ADDERS = {"lora": thrifty.LoRA(rank=2), "houlsby-like": thrifty.Pfeiffer(reads="sublayer"), "pfeiffer": thrifty.Pfeiffer(),
-          "parallel": thrifty.ParallelAdapter(rank=3), "ia3": thrifty.IA3(), "dora": thrifty.DoRA(rank=2)}
+          "parallel": thrifty.ParallelAdapter(rank=3), "ia3": thrifty.IA3(), "dora": thrifty.DoRA(rank=2),
+          "compacter": thrifty.Compacter(rank=4, n=2)}
 
 
 def saved(folder: Path, method: Any, seed: int, name: str = "bert", also: str | None = None) -> Path:

@@ -1,6 +1,7 @@
 """`compose`: saved adapters and new methods put on a model as one attachment."""
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,7 +72,7 @@ def put(at: Attachment, tree: Any, heads: str | None = None, example: Example | 
     _name_tasks(at, nodes, parts)
     held = _place_values(at, parts, routed, heads)
     state = _share(at, parts)
-    for (_, _, port), here in places(parts).items():
+    for (_, _, port), here in places(at, parts).items():
         state |= _put_place(at, shape, port, here, {part.name: part for part in parts})
     if any(isinstance(node, Split) for node in nodes):
         at.put(at.sites("model")[0], WholeText)
@@ -114,6 +115,8 @@ def _place_values(at: Attachment, parts: list[Part], routed: set[str], heads: st
             dropped = [part.name for part in owners if part.name != heads]
             at.about.setdefault("dropped", {}).update({name: dropped} if dropped else {})
             owners = [part for part in owners if part.name == heads]
+        if not apart and all(torch.equal(part.state[f"base:{name}"], owners[0].state[f"base:{name}"]) for part in owners):
+            owners = owners[:1]
         if len(owners) > 1 and len(apart) < len(owners):
             raise CannotCombine(f"{' and '.join(repr(p.name) for p in owners)} each trained {name!r} in place, and it can have one "
                                 f"value only: say whose with heads= (one of {names}), or heads='new' to leave them out")
@@ -155,21 +158,34 @@ def _share(at: Attachment, parts: list[Part]) -> dict[str, Tensor]:
             for part in parts for n, t in part.state.items() if n.startswith("shared:")}
 
 
-def places(parts: list[Part]) -> dict[Place, dict[str, list[Row]]]:
+def places(at: Attachment, parts: list[Part]) -> dict[Place, dict[str, list[Row]]]:
     """Where the parts act: place -> part -> its edits there, in order."""
     found: dict[Place, dict[str, list[Row]]] = {}
     for part in parts:
         for row in part.rows:
-            port = row.numbers.get("port", registered(row.edit).port)
-            place = (row.path, row.part.name if row.part else "", port)
+            place = (row.path, row.part.name if row.part else "", _port(at, row))
             found.setdefault(place, {}).setdefault(part.name, []).append(row)
     return found
+
+
+def _port(at: Attachment, row: Row) -> str:
+    """Where the edit of a row acts; some decide by their site or their numbers."""
+    kind = registered(row.edit)
+    if "port" in row.numbers:
+        return str(row.numbers["port"])
+    with torch.device("meta"), contextlib.suppress(RuntimeError, NotImplementedError):  # edits that read the base's numbers
+        return kind(_site(at, row), **row.numbers).port
+    return kind.port
+
+
+def _site(at: Attachment, row: Row) -> Site:
+    return at_path(at.model, row.path, row.role, row.part, row.depth, row.stack, at.seen)
 
 
 def _put_place(at: Attachment, shape: Any, port: str, here: dict[str, list[Row]], parts: dict[str, Part]) -> dict[str, Tensor]:
     """Put the edit that composes those of all parts at one place; returns their tensors by the names that they have in it."""
     first = next(iter(here.values()))[0]
-    site = at_path(at.model, first.path, first.role, first.part, first.depth, first.stack, at.seen)
+    site = _site(at, first)
     tree = _plain(shape, here, parts)
     kept = {getattr(registered(row.edit), "kept", "") for rows in here.values() for row in rows} - {""}
     residual = ""

@@ -72,13 +72,11 @@ class Composed(Edit):
         if self.looks:
             self._watch(self.tree, given)
             return given[0]
-        if self.port == "output":
-            y, x = given
-            if self.lead is None:
-                return self._pass(self.tree, (y,), x)[0]
+        if self.lead is not None:
+            y, x = given[0], given[-1]
             z = self._addition(self.tree, "", None, y, x, None)
             return y if z is None else self.lead.write(y, x, z)
-        out = self._pass(self.tree, given, None)
+        out = self._pass(self.tree, given[:1], given[1]) if self.port == "output" else self._pass(self.tree, given, None)
         return out if self.port == "attention" else out[0]
 
     def _watch(self, node: Tree, given: Given) -> None:
@@ -228,7 +226,7 @@ def _lead(composed: Composed) -> Any:
     every = [edit for part in composed.leaves for edit in composed.held(part)]
     kinds = {(type(e).read, type(e).write) if type(e).forward is Branch.forward else None for e in every}
     single = all(len(composed.held(part)) <= 1 for part in composed.leaves)
-    return every[0] if len(kinds) == 1 and None not in kinds and single and composed.port == "output" else None
+    return every[0] if len(kinds) == 1 and None not in kinds and single else None
 
 
 def _refuse(composed: Composed, node: Tree) -> None:

@@ -33,7 +33,7 @@ def swap(at: Attachment, part: str, folder: str | Path) -> None:
         exchange(new, name)
     there = {key: (edit.site.path, edit.part.name if edit.part else "", edit.port) for key, edit in composed.items()
              if edit.held(part)}
-    here = places([new])
+    here = places(at, [new])
     if other := set(there.values()) ^ set(here):
         raise CannotCombine(f"{folder} and the part {part!r} do not act at the same places: only one of them acts at "
                             f"{sorted(other)[0]!r}")

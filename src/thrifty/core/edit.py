@@ -134,8 +134,9 @@ class Branch(Edit):
         """The site's output with the addition ``z``: by default y + z."""
         return y + z.to(y.dtype)
 
-    def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        """y [..., dout], x [..., din] -> [..., dout]."""
+    def forward(self, y: Tensor, x: Tensor | None = None) -> Tensor:
+        """y [..., dout], x [..., din] -> [..., dout]; at the input port there is only one tensor, which is both."""
+        x = y if x is None else x
         return self.write(y, x, self.branch(self.read(y, x)))
 
 

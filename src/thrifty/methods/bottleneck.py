@@ -137,10 +137,6 @@ class Beside(Projections):
         super().__init__(site, rank, width, act, init, std, scale, dropout, norm, learned=learned, out=out)
         self.key, self.port = key, port
 
-    def forward(self, y: Tensor, x: Tensor | None = None) -> Tensor:
-        """y + A(x); at the input port y is what the site takes in."""
-        return super().forward(y, y if x is None else x)
-
     def read(self, y: Tensor, x: Tensor) -> Tensor:
         """What the tap left, or x; [..., width].
 

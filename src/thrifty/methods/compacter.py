@@ -66,10 +66,6 @@ class InSublayer(Branch):
         super().__init__(site)
         self.port = "input" if isinstance(site.module, nn.Dropout) else "output"
 
-    def forward(self, y: Tensor, x: Tensor | None = None) -> Tensor:
-        """y + z(y); at the input port y is what the site takes in."""
-        return super().forward(y, y if x is None else x)
-
 
 @register("hypercomplex")
 class HypercomplexAdapter(InSublayer):

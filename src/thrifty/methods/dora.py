@@ -33,8 +33,9 @@ class Decomposed(LowRank):
         self.detach = detach
         self.m = nn.Parameter(_norm(site.weight.detach().to(site.dtype)))
 
-    def forward(self, y: Tensor, x: Tensor) -> Tensor:
+    def forward(self, y: Tensor, x: Tensor | None = None) -> Tensor:
         """y [..., dout], x [..., din] -> [..., dout]; for a convolution images with channels in dimension 1."""
+        assert x is not None  # it acts at outputs only
         dropped = self.dropout(x.to(self.m.dtype))
         weight = self.site.weight.detach().to(self.m.dtype)
         g = self._per_unit(self._gain(weight))
