@@ -2,7 +2,7 @@
 from . import peft
 from .begin import begin
 from .fingerprint import fingerprint
-from .load import inspect, load
+from .load import inspect, load, read, refuse_base
 from .save import save
 
-__all__ = ["begin", "fingerprint", "inspect", "load", "peft", "save"]
+__all__ = ["begin", "fingerprint", "inspect", "load", "peft", "read", "refuse_base", "save"]

@@ -42,6 +42,15 @@ def inspect(path: str | Path) -> dict[str, Any]:
     return data
 
 
+def refuse_base(model: nn.Module, data: dict[str, Any]) -> str:
+    """Compare ``model`` with the base that a folder was trained on, given what ``read`` says of it; returns how they match.
+
+    Raises:
+        WrongBase: naming the tensors that differ.
+    """
+    return refuse_other(model, data["base"], [n for n, about in data["trained"].items() if not about["masked"]])
+
+
 def load(model: nn.Module, path: str | Path, name: str = "default", *, base: str = "same", example: Example | None = None,
          check: bool = True) -> Attachment:
     """Rebuild a saved adapter on ``model`` and return the handle. Runs no method and needs none of its data.
@@ -61,8 +70,7 @@ def load(model: nn.Module, path: str | Path, name: str = "default", *, base: str
     if base not in ("same", "any"):
         raise ThriftyError(f"base= is 'same' or 'any', not {base!r}")
     data, rows, state = read(path)
-    replaced = [n for n, about in data["trained"].items() if not about["masked"]]
-    match = refuse_other(model, data["base"], replaced) if base == "same" else "not compared"
+    match = refuse_base(model, data) if base == "same" else "not compared"
     at = Attachment(model, name, seen=Seen(model, example, {row.path: row.seen for row in rows}), tied="leave")
     try:
         with torch.random.fork_rng(devices=[]):  # initial values that the file's take the place of

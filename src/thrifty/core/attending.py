@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 Rewrite = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+After = Callable[[Tensor, Tensor, float], Tensor]
 _sdpa = F.scaled_dot_product_attention
 
 
@@ -17,12 +18,12 @@ class Attending(TorchFunctionMode):
     """While active, sends q, k, v [batch, heads, length, dim] of every attention call through ``rewrite``.
 
     Keys that ``rewrite`` puts in front are visible to every query: the mask is widened to fit, and a causal flag becomes
-    the mask that it stands for.
+    the mask that it stands for. What the call gives out goes through ``after``, with the queries and the scale of their logits.
     """
 
-    def __init__(self, rewrite: Rewrite):
+    def __init__(self, rewrite: Rewrite, after: After | None = None):
         super().__init__()
-        self.rewrite = rewrite
+        self.rewrite, self.after = rewrite, after
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -40,4 +41,6 @@ class Attending(TorchFunctionMode):
         if extra and attn_mask is not None:
             attn_mask = attn_mask.expand(*attn_mask.shape[:-1], length)
             attn_mask = F.pad(attn_mask, (extra, 0), value=True if attn_mask.dtype == torch.bool else 0.0)
-        return _sdpa(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **kwargs)
+        y = _sdpa(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **kwargs)
+        scale = kwargs.get("scale")
+        return y if self.after is None else self.after(y, query, query.shape[-1] ** -0.5 if scale is None else scale)

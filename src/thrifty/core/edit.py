@@ -6,7 +6,8 @@ A port is where an edit acts, and what its ``forward`` looks like there:
 output     forward(y, x) -> y             after the site; x is its first input
 input      forward(x) -> x                before the site
 attention  forward(q, k, v) -> q, k, v    at the scaled_dot_product_attention calls inside the site
-call       forward(args, kwargs) -> same  before the site, all of its arguments
+call       forward(args, kwargs) -> same  before the site, all of its arguments; the newest attachment first, so
+                                          that what each takes away again at the output port nests like brackets
 =========  =============================  ====================================================================
 
 An edit is a child of its site (``site.edits.<attachment>``), run by one pair of hooks. So names say where it acts, base
@@ -234,7 +235,7 @@ def remove(module: nn.Module, slot: str) -> None:
 
 def _before(module: Any, args: Any, kwargs: Any) -> Any:
     edits = module.edits
-    for edit in edits.at("call"):
+    for edit in reversed(edits.at("call")):
         args, kwargs = edit(args, kwargs)
     for edit in edits.at("input"):
         if args:
@@ -279,14 +280,21 @@ def with_main(out: Any, y: Tensor) -> Any:
 
 
 class AttentionEdit(Edit):
-    """An edit at the attention port; subclasses rewrite q, k, v [batch, heads, length, dim] in ``forward``."""
+    """An edit at the attention port; subclasses rewrite q, k, v [batch, heads, length, dim] in ``forward``.
+
+    Or they leave those alone, and add to what the attention gives out in ``attended``.
+    """
 
     port = "attention"
 
     def __init__(self, site: Site):
         super().__init__(site)
         self.heads, self.dim = site.heads  # raises now, not silently never, where no SDPA call can be rewritten
-        self.__dict__["mode"] = Attending(self)
+        self.__dict__["mode"] = Attending(self, self.attended)
+
+    def attended(self, y: Tensor, q: Tensor, scale: float) -> Tensor:
+        """What the attention gave out, y [batch, heads, length, dim], for q, whose logits it multiplied by ``scale``."""
+        return y
 
 
 def plain(value: Any, where: str) -> Any:
