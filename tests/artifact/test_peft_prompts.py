@@ -108,6 +108,17 @@ def test_an_own_prefix_written(mlp: bool, tmp_path: Path) -> None:
     assert (answer(theirs, "llama") - wanted).abs().max() < NEAR
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_p_tuning_v2_written(name: str, tmp_path: Path) -> None:
+    """Its positions begin behind the prefix, as PEFT's do."""
+    model = MODELS[name]()
+    at = thrifty.attach(model, thrifty.PrefixTuning(length=4, mlp=False, shift=True))
+    shake(at.parameters())
+    write(at, tmp_path / "a")
+    theirs = peft.PeftModel.from_pretrained(MODELS[name](), tmp_path / "a").eval()
+    assert (answer(theirs, name) - answer(model, name)).abs().max() < NEAR
+
+
 def test_a_prefix_generates_the_same(tmp_path: Path) -> None:
     adapted = peft.get_peft_model(MODELS["gpt2"](), prefix())
     shake(p for p in adapted.parameters() if p.requires_grad)

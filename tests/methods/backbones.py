@@ -51,6 +51,9 @@ PUBLISHED: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "bert-large": (hf.BertModel, hf.BertConfig, {"vocab_size": 28996, "hidden_size": 1024, "num_hidden_layers": 24,
                                                  "num_attention_heads": 16, "intermediate_size": 4096}),
     "roberta-base": (hf.RobertaModel, hf.RobertaConfig, {"vocab_size": 50265, "max_position_embeddings": 514}),
+    "roberta-large": (hf.RobertaModel, hf.RobertaConfig, {
+        "vocab_size": 50265, "max_position_embeddings": 514, "hidden_size": 1024, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "intermediate_size": 4096}),
     "t5-base": (hf.T5ForConditionalGeneration, hf.T5Config, {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12}),
     "gpt2-medium": (hf.GPT2Model, hf.GPT2Config, {"n_embd": 1024, "n_layer": 24, "n_head": 16}),
     "bart-large": (hf.BartModel, hf.BartConfig, {}),

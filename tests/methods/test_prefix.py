@@ -50,7 +50,8 @@ def test_reference_arrays() -> None:
 
 @pytest.mark.parametrize(("backbone", "length", "hidden", "training", "deployed"), [
     ("bert-base", 10, 512, 9_857_024, 184_320), ("bert-base", 10, 800, 15_386_912, 184_320),
-    ("bert-base", 100, 512, None, 1_843_200), ("gpt2-medium", 5, 512, 25_744_896, 245_760),
+    ("bert-base", 100, 512, None, 1_843_200), ("bert-base", 20, 512, None, 368_640),
+    ("roberta-large", 128, 512, None, 6_291_456), ("gpt2-medium", 5, 512, 25_744_896, 245_760),
     ("llama-7b", 30, 512, None, 7_864_320)])
 def test_counts(backbone: str, length: int, hidden: int, training: int | None, deployed: int) -> None:
     example = {"input_ids": torch.ones(1, 4, dtype=torch.long, device="meta")}
@@ -201,7 +202,8 @@ def test_generation_with_a_cache_is_generation_without(kind: str) -> None:
 
 
 def test_presets_and_refusals() -> None:
-    assert make("p-tuning-v2", length=5) == thrifty.PrefixTuning(length=5, mlp=False, dropout=0.1)
+    assert make("p-tuning-v2", length=5) == thrifty.PrefixTuning(length=5, mlp=False, dropout=0.1, shift=True)
+    assert make("p-tuning-v2").start_rate() == 5e-3 and make("prefix").start_rate() == 1e-4
     for setting, value in (("length", 0), ("hidden", 0), ("dropout", 1.0)):
         with pytest.raises(NoSuchSetting, match=setting):
             thrifty.attach(tiny("bert"), thrifty.PrefixTuning(**{setting: value}))
@@ -218,3 +220,104 @@ def test_stock_attention_of_torch() -> None:
     assert not torch.allclose(model(x), base, atol=1e-4)
     at.detach()
     torch.testing.assert_close(model(x), base)
+
+
+# -- P-tuning v2: positions behind the prefix, the head beside it, the pooler frozen ----------------------------------------
+
+
+def quiet(kind: str, **config: Any) -> Any:
+    """A small model in float64 whose own dropout is off, so that only that of the prefix shows."""
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if "bert" in kind else {}
+    return tiny(kind, **off, **config).double()
+
+
+def test_it_is_a_prefix_in_the_models_own_cache() -> None:
+    """The reference goes another way: GPT-2 is handed the keys and values as a cache, and moves its positions itself."""
+    from transformers import DynamicCache
+
+    model = quiet("gpt2")
+    at = thrifty.attach(model, make("p-tuning-v2", length=4))
+    pairs = [e.pair() for e in at.edits.values() if isinstance(e, Prefix)]
+    y = run(model)
+    at.disable()
+    cache = DynamicCache()
+    for layer, (k, v) in enumerate(pairs):
+        cache.update(k.expand(2, -1, -1, -1), v.expand(2, -1, -1, -1), layer)
+    mask = F.pad(MASK, (4, 0), value=1)
+    expected = model(input_ids=IDS, attention_mask=mask, past_key_values=cache, use_cache=True).logits
+    torch.testing.assert_close(y[MASK.bool()], expected[MASK.bool()])
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_positions_begin_behind_the_prefix(kind: str) -> None:
+    model = quiet(kind)
+    still = thrifty.attach(model, thrifty.PrefixTuning(length=4, mlp=False))
+    state = still.state()
+    first = 0 if kind == "bert" else 2
+    expected = model(input_ids=IDS, attention_mask=MASK, position_ids=torch.arange(first + 4, first + 9)[None]).logits
+    plain = run(model)
+    still.detach()
+    at = thrifty.attach(model, make("p-tuning-v2", length=4))
+    at.load_state(state)
+    ids = IDS.clone()
+    ids[1, 3:] = model.config.pad_token_id
+    torch.testing.assert_close(model(input_ids=ids, attention_mask=MASK).logits, expected)
+    assert not torch.allclose(expected, plain, atol=1e-4)
+
+
+def test_flattened_prefix_tuning_with_the_same_tensors() -> None:
+    model = quiet("bert")
+    method = thrifty.PrefixTuning(length=4, hidden=8, shift=True)
+    at = thrifty.attach(model, method)
+    shake(at, 0.1)
+    method.finish(at)
+    y, state = run(model), at.state()
+    at.detach()
+    thrifty.attach(model, make("p-tuning-v2", length=4)).load_state(state)
+    assert torch.equal(run(model), y)
+
+
+def test_relative_and_rotary_positions_know_no_difference() -> None:
+    for kind in ("t5", "llama"):
+        at = thrifty.attach(tiny(kind), make("p-tuning-v2", length=3))
+        assert all(isinstance(e, Prefix) for e in at.edits.values())
+
+
+def test_the_head_trains_and_the_pooler_does_not() -> None:
+    model = tiny("bert")
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    at = thrifty.attach(model, make("p-tuning-v2", length=3), also_train="head")
+    optimiser = torch.optim.AdamW(at.parameters(), lr=0.05)
+    for _ in range(3):
+        run(model).square().mean().backward()
+        optimiser.step()
+    for name, p in model.named_parameters():
+        if "edits" not in name.split("."):
+            assert torch.equal(p, before[name]) != name.startswith("classifier"), name
+            assert (p.grad is None) != name.startswith("classifier"), name
+    network = thrifty.attach(tiny("bert"), make("p-tuning-v2", mlp=True, length=3, hidden=512))
+    assert count(network) == 3 * 16 + (16 * 512 + 512) + (512 * 64 + 64)
+
+
+def test_dropout_falls_on_the_keys_and_values() -> None:
+    model = quiet("bert")
+    at = thrifty.attach(model, make("p-tuning-v2", length=3, dropout=0.5))
+    assert torch.equal(run(model), run(model))
+    model.train()
+    assert not torch.equal(run(model), run(model))
+    model.eval()
+    assert all(-4.5 < float(e.k.mean()) < 4.5 and 0.5 < float(e.k.std()) < 1.5
+               for e in at.edits.values() if isinstance(e, Prefix))  # N(0, 1)
+
+
+def test_a_prefix_longer_than_the_table_of_positions() -> None:
+    for kind in ("gpt2", "roberta"):  # RoBERTa has 66 rows, two of them for padding
+        with pytest.raises(Unfit, match=r"a prefix of 64 leaves no room in the 64 positions"):
+            thrifty.attach(tiny(kind), make("p-tuning-v2", length=64))
+    model = tiny("gpt2")
+    thrifty.attach(model, make("p-tuning-v2", length=10))
+    assert model(input_ids=torch.full((1, 54), 5)).logits.isfinite().all()
+    with pytest.raises(Unfit, match="position 64 behind a prefix of 10, and 'transformer.wpe' ends at 63"):
+        model(input_ids=torch.full((1, 55), 5))
+    with pytest.raises(Unfit, match="BartLearnedPositionalEmbedding.*shift=False"):
+        thrifty.attach(tiny("bart"), make("p-tuning-v2"))

@@ -109,6 +109,10 @@ class Method:
         return [{"params": kind, "lr": rate, "weight_decay": wd} for kind, wd in
                 (([p for p in every if p.dim() > 1], decay), ([p for p in every if p.dim() <= 1], 0.0)) if kind]
 
+    def start_rate(self) -> float:
+        """``rate``, unless these settings ask for another."""
+        return self.rate
+
     def settings(self) -> dict[str, Any]:
         """The method's fields as plain data."""
         return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import AttentionEdit, Method, Shared, Site, need, register
-from ..core.errors import NoSuchSite
+from ..core import AttentionEdit, Edit, Method, Shared, Site, need, register
+from ..core.errors import NoSuchSite, Unfit
+from .widening import position_limit
 
 if TYPE_CHECKING:
     from ..core import Attachment
@@ -75,7 +76,34 @@ class Prefix(AttentionEdit):
         front = self.dropout(front).to(t.dtype)
         if t.shape[1] != front.shape[0]:  # grouped queries: the model has repeated its key-value heads already
             front = front.repeat_interleave(t.shape[1] // front.shape[0], 0)
-        return torch.cat([front.expand(t.shape[0], -1, -1, -1), t], 2)
+        return torch.cat([self.spread(front, len(t)), t], 2)
+
+    def spread(self, front: Tensor, batch: int) -> Tensor:
+        """P_k or P_v [heads, length, dim] for every row: [batch, heads, length, dim]."""
+        return front.expand(batch, -1, -1, -1)
+
+
+@register("shift-positions")
+class Shift(Edit):
+    """positions + ``by``, at a table of position embeddings: the text begins behind a prefix that stands in the cache."""
+
+    port = "input"
+
+    def __init__(self, site: Site, by: int):
+        super().__init__(site)
+        self.by = by
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Position ids of any shape -> the same, moved.
+
+        Raises:
+            Unfit: the table has no such positions.
+        """
+        table: Any = self.site.module
+        if not torch.compiler.is_compiling() and (last := int(x.max()) + self.by) >= table.num_embeddings:
+            raise Unfit(f"the text reaches position {last} behind a prefix of {self.by}, and {self.site.path!r} ends at "
+                        f"{table.num_embeddings - 1}: shorten the text or the prefix")
+        return x + self.by
 
 
 @dataclass
@@ -86,14 +114,16 @@ class PrefixTuning(Method):
     encoder, of the decoder, and cross-attention. ``flatten`` then throws the network away and keeps what it made, exactly;
     ``thrifty tune`` does so at the end. Without ``mlp`` the keys and values train themselves, from N(0, 1).
 
-    A prefix of zeros is not the base model: zero logits take their share of the softmax. Positions do not shift, so
-    adapters made through a cache, in models with absolute positions, are not interchangeable with these. ``where`` is every
-    attention unless it names some.
+    A prefix of zeros is not the base model: zero logits take their share of the softmax. With ``shift`` the text's positions
+    begin behind the prefix, as they do where it stands in the model's cache (the authors of both papers put it there): in a
+    model with a table of positions that leaves ``length`` fewer for the text; relative and rotary positions know no
+    difference. P-tuning v2 is ``mlp=False, shift=True``, with dropout on the keys and values, and a head beside it; its
+    pooler stays frozen. ``where`` is every attention unless it names some.
     """
 
     name = "prefix"
     aliases = ("prefix-tuning",)
-    presets = {"p-tuning-v2": {"mlp": False, "length": 20, "dropout": 0.1}}
+    presets = {"p-tuning-v2": {"mlp": False, "length": 20, "dropout": 0.1, "shift": True}}
     route = "input and output"
     paper = "Li, Liang, Prefix-Tuning: Optimizing Continuous Prompts for Generation, ACL 2021, arXiv:2101.00190"
     trains = "keys and values [length] in front of those of each attention"
@@ -106,7 +136,12 @@ class PrefixTuning(Method):
     mlp: bool = True
     hidden: int = 512
     dropout: float = 0.0
+    shift: bool = False
     where: str = ""
+
+    def start_rate(self) -> float:
+        """Keys and values that train themselves want the rate of P-tuning v2."""
+        return self.rate if self.mlp else 5e-3
 
     def check(self) -> None:
         """Lengths and widths are positive, dropout is a probability."""
@@ -115,22 +150,38 @@ class PrefixTuning(Method):
         need(0 <= self.dropout < 1, self, "dropout", "in [0, 1)")
 
     def attach(self, at: Attachment, batches: Iterable[Any] | None = None) -> None:
-        """One edit per attention, and the network that they share."""
-        kinds: dict[tuple[str, str], list[Site]] = {}
-        for site in at.sites(self.where) if self.where else _attentions(at):
-            kinds.setdefault((site.stack, site.role), []).append(site)
+        """One edit per attention, the network that they share, and perhaps a shift of the positions.
+
+        Raises:
+            Unfit: there is no attention to edit, or no room for a prefix of this length among the positions.
+        """
+        kinds = by_kind(at.sites(self.where) if self.where else _attentions(at))
         if self.mlp:
-            sizes = [[s.heads[0] * s.heads[1] for s in sites] for sites in kinds.values()]
-            at.share(Network, length=self.length, hidden=self.hidden,
-                     kinds=[{"width": sites[0].din, "sizes": size} for sites, size in zip(kinds.values(), sizes, strict=True)])
-        for kind, sites in enumerate(kinds.values()):
+            share_network(at, kinds, self.length, self.hidden)
+        for kind, sites in enumerate(kinds):
             for layer, site in enumerate(sites):
                 made = {"kind": kind, "layer": layer} if self.mlp else {}
                 at.put(site, Prefix, length=self.length, dropout=self.dropout, **made)
+        if self.shift:
+            _shift(at, self.length)
 
     def finish(self, at: Attachment) -> None:
         """Drop the network."""
         flatten(at)
+
+
+def by_kind(sites: list[Site]) -> list[list[Site]]:
+    """Attentions of one stack and one role together: each kind of attention has a network of its own."""
+    kinds: dict[tuple[str, str], list[Site]] = {}
+    for site in sites:
+        kinds.setdefault((site.stack, site.role), []).append(site)
+    return list(kinds.values())
+
+
+def share_network(at: Attachment, kinds: list[list[Site]], length: int, hidden: int) -> None:
+    """Keep at the root what makes the prefixes of these attentions."""
+    at.share(Network, length=length, hidden=hidden,
+             kinds=[{"width": sites[0].din, "sizes": [s.heads[0] * s.heads[1] for s in sites]} for sites in kinds])
 
 
 @torch.no_grad()
@@ -147,6 +198,18 @@ def flatten(at: Attachment) -> None:
             edit.keep(*(t.detach().clone() for t in edit.pair()))
             row.numbers = {k: n for k, n in row.numbers.items() if k not in ("kind", "layer")}
     at.unshare()
+
+
+def _shift(at: Attachment, by: int) -> None:
+    """Move the positions of the text, wherever the model looks them up in a table."""
+    limit = position_limit(at, Site("", at.model, "model", seen=at.seen))
+    if limit and by >= limit:
+        raise Unfit(f"a prefix of {by} leaves no room in the {limit} positions of {type(at.model).__name__}")
+    for site in at.sites("position") if limit else ():
+        if type(site.module) is not nn.Embedding:
+            raise Unfit(f"{site.path!r} ({type(site.module).__name__}) makes its positions itself, so they cannot be moved "
+                        "behind a prefix: use shift=False")
+        at.put(site, Shift, by=by)
 
 
 def _attentions(at: Attachment) -> list[Site]:

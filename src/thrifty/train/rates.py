@@ -24,4 +24,4 @@ def default_rate(method: Method, fresh_head: bool) -> float:
     """The peak rate for ``method``, with or without a head that trains from nothing beside it."""
     if fresh_head and method.name in WITH_NEW_HEAD:
         return WITH_NEW_HEAD[method.name]
-    return method.rate
+    return method.start_rate()

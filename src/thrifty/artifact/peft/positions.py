@@ -6,27 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...core import Edit, Site, register
 from .refusal import CannotExpress
 
 ROTARY = ("gemma", "llama", "mistral", "qwen2", "qwen3")  # model types that rotate halves of the whole of each head
 TABLES = {"bert": "position_embeddings", "gpt2": "wpe"}  # model types with a table of positions -> its name
 STILL = ("default", "linear", "llama3", "yarn")  # kinds of rotation that do not depend on the length of the text
-
-
-@register("shift-positions")
-class Shift(Edit):
-    """positions + by, at a table of position embeddings."""
-
-    port = "input"
-
-    def __init__(self, site: Site, by: int):
-        super().__init__(site)
-        self.by = by
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Position ids of any shape -> the same."""
-        return x + self.by
 
 
 def table(model: Any) -> str | None:

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from ...core import Attachment
 from ...core.errors import BrokenArtifact
-from ...core.site import at_path
 from .config import Config
 from .place import refuse_shape, take
-from .positions import Shift, rotate, table
+from .positions import rotate, table
 from .refusal import CannotExpress
 from .tasks import PREFIX_TASKS, task
 from .weights import PROMPT
@@ -30,22 +29,20 @@ def read(at: Attachment, config: Config, tensors: dict[str, Tensor]) -> dict[str
     path = table(at.model)
     values, count = take(tensors, PROMPT), config["num_virtual_tokens"]
     refuse_shape(PROMPT, values, (count, *values.shape[1:]))
-    method = PrefixTuning(length=count, mlp=False)
+    method = PrefixTuning(length=count, mlp=False, shift=path is not None)
     method.check()
     method.attach(at)
     at.method = method
-    edits: list[Any] = list(at.edits.values())
-    heads, _, dim = edits[0].k.shape
+    edits: dict[str, Any] = {row.key: at.edits[row.key] for row in at.plan if row.edit == "prefix"}
+    heads, _, dim = next(iter(edits.values())).k.shape
     refuse_shape(PROMPT, values, (count, 2 * len(edits) * heads * dim))
     if (modules := config.get("num_transformer_submodules")) not in (None, 1):
         raise BrokenArtifact(f"num_transformer_submodules = {modules!r} has no meaning in {type(at.model).__name__}")
     split = values.float().view(count, 2 * len(edits), heads, dim).permute(1, 2, 0, 3)
     state: dict[str, Tensor] = {}
-    for layer, key in enumerate(list(at.edits)):
+    for layer, key in enumerate(edits):
         k = split[2 * layer] if path is not None else rotate(at.model, split[2 * layer], -count)
         state |= {f"edit:{key}:k": k, f"edit:{key}:v": split[2 * layer + 1]}
-    if path is not None:
-        at.put(at_path(at.model, path, "position", None, -1, "", at.seen), Shift, by=count)
     return state
 
 
