@@ -120,6 +120,21 @@ class Tap(Edit):
         return x
 
 
+def tapped(edit: Edit, key: str, x: Tensor) -> Tensor:
+    """What a ``Tap`` left under ``key`` for ``edit``; x if the key is empty.
+
+    Raises:
+        DeadEdit: nothing was left in this forward pass.
+    """
+    if not key:
+        return x
+    if key not in edit.context.taps:
+        raise DeadEdit(f"the adapter at {edit.site.path!r} waits for the input of {key!r}, whose tap is off or is never reached: "
+                       "switch both on or off together")
+    left: Tensor = edit.context.taps.pop(key)  # kept no longer than needed: it holds the graph
+    return left
+
+
 @register("bottleneck-beside")
 class Beside(Projections):
     """y + A(x), where x is what a ``Tap`` left under ``key``, or the site's own input if ``key`` is empty.
@@ -143,9 +158,4 @@ class Beside(Projections):
         Raises:
             DeadEdit: nothing was left under the key in this forward pass.
         """
-        if not self.key:
-            return x
-        if self.key not in self.context.taps:
-            raise DeadEdit(f"the adapter at {self.site.path!r} waits for the input of {self.key!r}, whose tap is off or "
-                           "is never reached: switch both on or off together")
-        return self.context.taps.pop(self.key)  # kept no longer than needed: it holds the graph
+        return tapped(self, self.key, x)

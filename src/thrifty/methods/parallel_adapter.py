@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..core import Method, Site, need
 from ..core.errors import NoSuchSite
 from .bottleneck import ACTS, Beside, Tap
+from .operations import by_block, feed_forwards
 
 if TYPE_CHECKING:
     from ..core import Attachment
@@ -75,18 +76,15 @@ class ParallelAdapter(Method):
         (self._attend if self.beside == "attn" else self._feed)(at, blocks)
 
     def _feed(self, at: Attachment, blocks: list[Site]) -> None:
-        first, last, whole, experts = (by_block(at, blocks, role) for role in ("mlp.in", "mlp.out", "mlp", "experts"))
+        found = feed_forwards(at, blocks)
         for block in blocks:
-            path = block.path
-            if len(first[path]) == len(last[path]) == 1 and not experts[path]:
-                (reads,), (ends,) = first[path], last[path]
-                at.put(reads, Tap, key=reads.path)
-                at.put(ends, Beside, key=reads.path, width=reads.din, **self.numbers(ends))
-            elif len(whole[path]) == 1:
-                (mlp,) = whole[path]
-                at.put(mlp, Beside, key="", width=mlp.din, **self.numbers(mlp))
-            else:
-                raise NoSuchSite(f"{path!r} ({type(block.module).__name__}) has no feed-forward network to stand beside")
+            if block.path not in found:
+                raise NoSuchSite(f"{block.path!r} ({type(block.module).__name__}) has no feed-forward network to stand beside")
+            reads, ends = found[block.path]
+            key = "" if reads is ends else reads.path
+            if key:
+                at.put(reads, Tap, key=key)
+            at.put(ends, Beside, key=key, width=reads.din, **self.numbers(ends))
 
     def _attend(self, at: Attachment, blocks: list[Site]) -> None:
         queries, outputs = (by_block(at, blocks, role) for role in ("attn.q", "attn.o"))
@@ -98,12 +96,3 @@ class ParallelAdapter(Method):
             for q, o in zip(reads, ends, strict=True):
                 at.put(q, Tap, key=q.path)
                 at.put(o, Beside, key=q.path, width=q.din, port="input", **self.numbers(o))
-
-
-def by_block(at: Attachment, blocks: list[Site], role: str) -> dict[str, list[Site]]:
-    """Path of each block -> its sites of that role; a mixture's expert tensors do not stand in the way of the others."""
-    try:
-        sites = at.sites(role if role == "experts" else f"{role}|!experts")
-    except NoSuchSite:
-        sites = []
-    return {b.path: [s for s in sites if s.path.startswith(b.path + ".")] for b in blocks}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import Method, Site, need
 from ..core.errors import NoSuchSite
-from .bottleneck import ACTS, BeforeNorm, Bottleneck
+from .bottleneck import ACTS, BeforeNorm, Bottleneck, Projections
 
 if TYPE_CHECKING:
     from ..core import Attachment
@@ -56,15 +56,30 @@ class Pfeiffer(Method):
             NoSuchSite: a block has no feed-forward network.
         """
         for block in at.sites(self.where):
-            after = _inside(at, block, "after.mlp")
-            if after is None:
-                raise NoSuchSite(f"{block.path!r} ({type(block.module).__name__}) has no feed-forward network to follow")
             if self.reads == "sublayer":
+                after = _after_mlp(at, block)
                 at.put(after, Bottleneck, **self.numbers(after))
-            elif norm := _inside(at, block, "norm.mlp"):
-                at.put(norm, BeforeNorm, **self.numbers(norm))
             else:
-                at.put(block, Bottleneck, **self.numbers(block))
+                site, kind = after_sum(at, block)
+                at.put(site, kind, **self.numbers(site))
+
+
+def after_sum(at: Attachment, block: Site) -> tuple[Site, type[Projections]]:
+    """Where an adapter of the block's last sum goes, and which kind it is: at a post-norm, or else at the block itself.
+
+    Raises:
+        NoSuchSite: the block has no feed-forward network.
+    """
+    _after_mlp(at, block)
+    norm = _inside(at, block, "norm.mlp")
+    return (norm, BeforeNorm) if norm else (block, Bottleneck)
+
+
+def _after_mlp(at: Attachment, block: Site) -> Site:
+    after = _inside(at, block, "after.mlp")
+    if after is None:
+        raise NoSuchSite(f"{block.path!r} ({type(block.module).__name__}) has no feed-forward network to follow")
+    return after
 
 
 def _inside(at: Attachment, block: Site, role: str) -> Site | None:
