@@ -43,7 +43,7 @@ class Composed(Edit):
                 settings = {name: node[name] for name in ("value", "dropout", "temperature")}
                 self.fusions[way] = Fusion(site.dout, **settings)
         if port == "attention":
-            self.__dict__["mode"] = Attending(self)
+            self.__dict__["mode"] = Attending(self, self.attended)
 
     def drop(self, part: str) -> None:
         """Take one part out of the tree, here and in the plan that describes it."""
@@ -77,7 +77,28 @@ class Composed(Edit):
             z = self._addition(self.tree, "", None, y, x, None)
             return y if z is None else self.lead.write(y, x, z)
         out = self._pass(self.tree, given[:1], given[1]) if self.port == "output" else self._pass(self.tree, given, None)
-        return out if self.port == "attention" else out[0]
+        return out if self.port in ("attention", "call") else out[0]
+
+    def attended(self, y: Tensor, q: Tensor, scale: float) -> Tensor:
+        """What the attention gave out for q, with what the parts add to it."""
+        return self._after(self.tree, y, q, scale)
+
+    def _after(self, node: Tree, y: Tensor, q: Tensor, scale: float) -> Tensor:
+        if "part" in node:
+            for edit in self._edits(node):
+                y = edit.attended(y, q, scale)
+            return y
+        if node["op"] not in ("rows", "parallel"):
+            for part in node["parts"]:
+                y = self._after(part, y, q, scale)
+            return y
+        which = self.context.which()
+        if isinstance(which, int):
+            return self._after(node["parts"][which], y, q, scale)
+        for i, part in enumerate(node["parts"]):
+            rows = (which == i).nonzero().squeeze(1)
+            y = y.index_copy(0, rows, self._after(part, y[rows], q[rows], scale))
+        return y
 
     def _watch(self, node: Tree, given: Given) -> None:
         """Let every part that may act see the whole batch."""
@@ -91,20 +112,25 @@ class Composed(Edit):
                 self._watch(part, given)
 
     # -- edits that only know how to act --------------------------------------------------------------------------------
-    def _pass(self, node: Tree, given: Given, x: Tensor | None) -> Given:
+    def _pass(self, node: Tree, given: Given, x: Tensor | None, rows: Tensor | None = None) -> Given:
         if "part" in node:
             for edit in self._edits(node):
-                out = edit(*given) if x is None else edit(*given, x)
+                if rows is not None and x is not None and type(edit).forward is Branch.forward:
+                    (y,) = given
+                    h = edit.read(y, x)  # what a tap left is of the whole batch
+                    out = edit.write(y, x, edit.branch(h if len(h) == len(y) else h[rows]))
+                else:
+                    out = edit(*given) if x is None else edit(*given, x)
                 given = out if isinstance(out, tuple) else (out,)
             return given
         parts, op = node["parts"], node["op"]
         if op == "stack":
-            for part in parts:
-                given = self._pass(part, given, x)
+            for part in reversed(parts) if self.port == "call" else parts:  # as brackets nest, see thrifty.core.edit
+                given = self._pass(part, given, x, rows)
             return given
         if op in ("rows", "parallel"):
             return self._by_row(node, given, x)
-        whole = [self._pass(part, given, x)[0] for part in parts]
+        whole = [self._pass(part, given, x, rows)[0] for part in parts]
         return (mean(whole, node["weights"]) if op == "average" else cut(whole, node["at"]),)
 
     def _by_row(self, node: Tree, given: Given, x: Tensor | None) -> Given:
@@ -116,7 +142,7 @@ class Composed(Edit):
         for i, part in enumerate(node["parts"]):
             rows = (which == i).nonzero().squeeze(1)
             if len(rows):
-                pieces.append(self._pass(part, tuple(t[rows] for t in given), None if x is None else x[rows]))
+                pieces.append(self._pass(part, tuple(t[rows] for t in given), None if x is None else x[rows], rows))
                 places.append(rows)
         widths = {tuple(piece[-1].shape[1:]) for piece in pieces}
         if len(widths) > 1:
