@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from thrifty.core import attachments
 from thrifty.core.errors import HalfAdapted, NoSuchSite, ThriftyError, Unfit
@@ -75,7 +76,7 @@ def _asked(name: str, backbone: str, promise: contract.Promise) -> bool:
 
 
 def _pairs() -> Iterator[object]:
-    for name in [name for name, method in CATALOGUE.items() if not method.needs]:  # those have tests of their own
+    for name in [name for name, method in CATALOGUE.items() if not method.needs or name in SETTINGS]:  # others have their own tests
         for backbone in BACKBONES:
             for promise in PROMISES:
                 if (name, backbone) not in REFUSED and _asked(name, backbone, promise):

@@ -8,6 +8,7 @@ from ..core.errors import NoSuchSetting, nearest
 from .adalora import AdaLoRA
 from .adapter_drop import AdapterDrop
 from .adapter_fusion import AdapterFusion
+from .attempt import Attempt
 from .bapna import Bapna
 from .bitfit import BitFit
 from .compacter import Compacter, PHMAdapter
@@ -44,6 +45,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "AdaLoRA",
     "AdapterDrop",
     "AdapterFusion",
+    "Attempt",
     "Bapna",
     "BitFit",
     "Compacter",
