@@ -171,7 +171,7 @@ def test_what_moves() -> None:
     assert moved and all("edits" in n.split(".") for n in moved)
     model = tiny("bert")
     at = thrifty.attach(model, make("p-tuning-few-shot"))
-    assert at.method == thrifty.PTuning(encoder="few-shot", model=True)
+    assert at.method == thrifty.PTuning(encoder="few-shot", model=True) and at.method.start_rate() == 2e-5
     moved = frozen_stay(model, at)
     assert {"bert.encoder.layer.0.attention.self.query.weight", "classifier.weight"} <= moved
     assert any("edits" in n.split(".") for n in moved)

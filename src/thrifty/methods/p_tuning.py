@@ -98,6 +98,10 @@ class PTuning(Method):
     dropout: float = 0.0
     model: bool = False
 
+    def start_rate(self) -> float:
+        """Where the whole model trains, the rate that it bears."""
+        return FullFineTuning.rate if self.model else self.rate
+
     def check(self) -> None:
         """The template is a list of [place, count], the encoder is known, dropout is a probability."""
         holds = isinstance(self.template, list) and bool(self.template) and all(

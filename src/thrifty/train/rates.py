@@ -17,11 +17,16 @@ WITH_NEW_HEAD = {
     "compacter": 3e-3, "phm-adapter": 3e-3, "low-rank-adapter": 3e-3, "bapna": 2e-3, "lhuc": 1e-2, "mam": 2e-3,
     "houlsby": 2e-3, "pfeiffer": 2e-3, "parallel-adapter": 2e-3,
     "prefix": 3e-3, "prompt": 1e-1, "vpt": 1e-2,
+    "p-tuning": 3e-3, "attempt": 1e-1, "unipelt": 2e-3, "u-tuning": 2e-3, "res-tuning": 2e-3,
 }
 
 
 def default_rate(method: Method, fresh_head: bool) -> float:
-    """The peak rate for ``method``, with or without a head that trains from nothing beside it."""
-    if fresh_head and method.name in WITH_NEW_HEAD:
+    """The peak rate for ``method``, with or without a head that trains from nothing beside it.
+
+    Settings that ask for a rate of their own are heard first.
+    """
+    own = method.start_rate()
+    if fresh_head and own == method.rate and method.name in WITH_NEW_HEAD:
         return WITH_NEW_HEAD[method.name]
-    return method.start_rate()
+    return own
