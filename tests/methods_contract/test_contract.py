@@ -26,6 +26,9 @@ SETTINGS: dict[str, dict[str, object]] = {
     "hyperformer": {"rank": 4, "embedding": 8, "hidden": 8}, "pals": {"width": 12}, "monolingual-adapters": {"rank": 4},
     "udapter": {"rank": 4, "size": 3, "features": {"one": [1.0, 0.0, 1.0, 1.0], "two": [0.0, 1.0, 1.0, 0.0]}},
     "lst": {"reduction": 2, "init": "magnitude"},
+    "p-tuning": {"template": [[0, 2], [1, 1]]}, "unipelt": {"length": 3, "hidden": 8, "reduction": 2},
+    "attempt": {"sources": [torch.linspace(-1, 1, 64).view(4, 16), torch.linspace(1, 0, 64).view(4, 16).sin()], "hidden": 8},
+    "u-tuning": {"length": 3, "rank": 4}, "res-tuning": {"rank": 4, "mha": "prefix+adapter", "block": "prompt"},
 }
 ELSEWHERE: dict[tuple[str, str], dict[str, object]] = {
     **{(m, "resnet"): {"where": "conv"} for m in ("adalora", "dynamic-rank-dora", "lora-fa")},
@@ -52,6 +55,9 @@ REFUSED: dict[tuple[str, str], type[ThriftyError]] = {
     ("pals", "t5"): Unfit,  # each head of its attention adds relative positions of its own
     **{(m, "resnet"): Unfit for m in ("res-tuning-bypass", "k-adapter", "lst")},  # blocks of many widths
     **{(m, "encoder"): Unfit for m in ("k-adapter", "lst")},  # blocks that are not called and built as those of transformers
+    **{(m, b): Unfit for m in ("p-tuning", "attempt") for b in ("vit", "encoder", "resnet")},  # no token embeddings
+    **{(m, "llama"): Unfit for m in ("attempt", "unipelt")},  # it writes on, and they look at the whole text
+    **{(m, "resnet"): NoSuchSite for m in ("unipelt", "u-tuning", "res-tuning")},  # no attention
 }
 CONVOLUTIONS = {"where": "conv"}
 LORA = {"resnet": CONVOLUTIONS, "timm_resnet": CONVOLUTIONS, "convolver": CONVOLUTIONS, "convnext": {"where": "mlp.*"},

@@ -29,15 +29,19 @@ from .mad_x import MADX, MADXLanguage
 from .mam import MAM
 from .monolingual import MonolingualAdapters
 from .norm import LayerNormTuning
+from .p_tuning import PTuning
 from .pals import PALs
 from .parallel_adapter import ParallelAdapter
 from .pfeiffer import Pfeiffer
 from .prefix import PrefixTuning
 from .probe import LinearProbe
 from .prompt import PromptTuning
+from .res_tuning import ResTuning
 from .res_tuning_bypass import ResTuningBypass
 from .t_few import TFew
+from .u_tuning import UTuning
 from .udapter import UDapter
+from .unipelt import UniPELT
 from .vera import VeRA
 from .vpt import VPT
 
@@ -74,9 +78,13 @@ __all__ = [  # one a line, so that two new methods do not meet
     "PHMAdapter",
     "PrefixTuning",
     "PromptTuning",
+    "PTuning",
+    "ResTuning",
     "ResTuningBypass",
     "TFew",
     "UDapter",
+    "UniPELT",
+    "UTuning",
     "VeRA",
     "VPT",
 ]
