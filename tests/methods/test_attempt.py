@@ -30,7 +30,7 @@ def test_reference_arrays() -> None:
     sources = list(g["w/source_prompts"])
     _, edit = attached(tiny("t5"), sources=sources, hidden=100, temperature=g["hp/temperature"], pool="official")
     with torch.no_grad():
-        edit.targets.copy_(g["w/target_prompt"][None])
+        edit.targets[0].copy_(g["w/target_prompt"])
         edit.down.weight.copy_(g["w/down_weight"]), edit.up.weight.copy_(g["w/up_weight"])
         edit.norm.load_state_dict({k: g[f"w/layernorm_{k}"] for k in ("weight", "bias")})
     assert edit.norm.eps == g["hp/layernorm_eps"] and len(sources) == g["hp/sources"] and edit.count == g["hp/prompt_length"]
@@ -83,7 +83,7 @@ def test_limits() -> None:
     torch.testing.assert_close(edit.vectors(x, None), (2 * one).expand(2, -1, -1))
     at, edit = attached(tiny("t5"), temperature=1e9)
     shake(at)
-    mean = torch.cat([edit.sources, edit.targets]).mean(0)
+    mean = torch.stack([*edit.sources, edit.targets[0]]).mean(0)
     torch.testing.assert_close(edit.vectors(x, None), (edit.targets[0] + mean).expand(2, -1, -1))
     at, edit = attached(tiny("t5"))
     shake(at)
@@ -91,7 +91,7 @@ def test_limits() -> None:
     edit.sources.copy_(edit.sources[[2, 0, 1]].clone())
     torch.testing.assert_close(edit.vectors(x, None), y)
     alone = at.put(edit.site, Mixture, length=4, sources=0)  # the target is then all that it looks at
-    nn.init.normal_(alone.targets)
+    nn.init.normal_(alone.targets[0])
     torch.testing.assert_close(alone.vectors(x, None), (2 * alone.targets[0]).expand(2, -1, -1))
 
 
@@ -101,7 +101,7 @@ def test_the_target_starts_as_the_first_source_and_sources_stay() -> None:
     assert torch.equal(edit.targets[0], prompts()[0]) and torch.equal(edit.sources, torch.stack(prompts()))
     moved = frozen_stay(model, at)
     assert {n.rpartition("edits.default.")[2] for n in moved} == {
-        "targets", "down.weight", "up.weight", "norm.weight", "norm.bias"}
+        "targets.0", "down.weight", "up.weight", "norm.weight", "norm.bias"}
     assert torch.equal(edit.sources, torch.stack(prompts())) and not edit.sources.requires_grad and edit.sources.grad is None
     still = tiny("t5")
     at, edit = attached(still, norm=False)
@@ -172,12 +172,12 @@ def test_the_network_of_another_attempt(tmp_path: Path) -> None:
         attached(tiny("t5"), attention=str(tmp_path / "prompt"))
 
 
-def test_a_target_for_each_task() -> None:
+def test_a_target_for_each_task(tmp_path: Path) -> None:
     model = tiny("t5").double()
     at = thrifty.attach(model, thrifty.Attempt(sources=prompts(), hidden=8), tasks=["mnli", "rte", "cb"])
     shake(at)
     edit = next(e for e in at.edits.values() if isinstance(e, Mixture))
-    assert edit.targets.shape == (3, 4, 16)
+    assert [t.shape for t in edit.targets] == [(4, 16)] * 3
     with pytest.raises(ThriftyError, match="several tasks"):
         run(model)
     alone = []
@@ -187,7 +187,22 @@ def test_a_target_for_each_task() -> None:
     assert not torch.allclose(*alone, atol=1e-4)
     with thrifty.task(model, ["rte", "cb"]):
         torch.testing.assert_close(run(model), torch.stack([alone[0][0], alone[1][1]]))
-    with pytest.raises(NoSuchSetting, match="task number 3"), thrifty.task(model, 3):
+    model.zero_grad()
+    with thrifty.task(model, ["cb", "cb"]):
+        run(model).square().sum().backward()
+    assert [t.grad is not None for t in edit.targets] == [False, False, True] and edit.down.weight.grad.any()
+    thrifty.add_tasks(at, ["copa"])
+    assert torch.equal(edit.targets[3].float(), prompts()[0]) and at.summary().tuner == 4 * 64 + 2 * 8 * 16 + 32
+    with thrifty.task(model, "copa"):
+        fourth = run(model)
+    with thrifty.task(model, "cb"):
+        assert torch.equal(run(model), alone[1])
+    at.save(tmp_path / "four")
+    again = tiny("t5").double()
+    thrifty.load(again, tmp_path / "four")
+    with thrifty.task(again, "copa"):
+        assert torch.equal(run(again), fourth)
+    with pytest.raises(NoSuchSetting, match="task number 4"), thrifty.task(model, 4):
         run(model)
     with pytest.raises(NoSuchSetting, match="3 tasks were told for the rows of a batch of 2"), thrifty.task(model, [0, 1, 2]):
         run(model)

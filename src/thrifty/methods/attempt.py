@@ -34,10 +34,11 @@ class Mixture(Widening):
         dot       a = softmax_j <P^_j, x^>
         constant  a = 1 / (t + 1)
 
-    W_down [d, hidden] and W_up [hidden, d] have no bias. With several ``tasks`` each has a target, [tasks, P, d], and all
-    share W and LN; the task of a batch, or those of its rows, say whose turn it is.
+    W_down [d, hidden] and W_up [hidden, d] have no bias. With several ``tasks`` each has a target, and all share W and LN; the
+    task of a batch, or those of its rows, say whose turn it is.
     """
 
+    per_task = ("targets",)
     sources: Tensor
 
     def __init__(self, site: Site, length: int, sources: int, tasks: int = 1, mode: str = "sub", hidden: int = 100,
@@ -47,7 +48,7 @@ class Mixture(Widening):
         width = module.get_input_embeddings().weight.shape[1]
         self.mode, self.pool, self.temperature = mode, pool, temperature or width * math.e
         self.register_buffer("sources", torch.zeros(sources, length, width))
-        self.targets = nn.Parameter(torch.zeros(tasks, length, width))
+        self.targets = nn.ParameterList(torch.zeros(length, width) for _ in range(tasks))
         if mode in ("sub", "token"):
             self.down, self.up = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, width, bias=False)
         if mode == "linear":
@@ -92,10 +93,12 @@ class Mixture(Widening):
             NoSuchSetting: there are as many tasks as rows in another batch.
             ThriftyError: there are several targets, and nobody said which.
         """
-        chosen = self.targets[self.context.which() if len(self.targets) > 1 else 0]
-        if chosen.dim() == 3 and len(chosen) != batch:
-            raise NoSuchSetting(f"{len(chosen)} tasks were told for the rows of a batch of {batch}")
-        return chosen.expand(batch, -1, -1)
+        which = self.context.which() if len(self.targets) > 1 else 0
+        if isinstance(which, int):
+            return self.targets[which].expand(batch, -1, -1)
+        if len(which) != batch:
+            raise NoSuchSetting(f"{len(which)} tasks were told for the rows of a batch of {batch}")
+        return torch.stack([self.targets[task] for task in which.tolist()])
 
 
 @dataclass
@@ -159,14 +162,23 @@ class Attempt(Method):
         edit: Any = put_among(at, Mixture, length, length=length, sources=len(sources), tasks=max(1, len(at.tasks)), mode=self.mode,
                               hidden=self.hidden, temperature=self.temperature, norm=self.norm, pool=self.pool)
         for i, source in enumerate(sources):
-            if source.shape != edit.targets.shape[1:]:
+            if source.shape != edit.targets[0].shape:
                 raise Unfit(f"{_name(self.sources[i], f'source {i}')} is a prompt of shape {list(source.shape)}, and beside the "
-                            f"first one in {type(at.model).__name__} it should be {list(edit.targets.shape[1:])} (length, width)")
+                            f"first one in {type(at.model).__name__} it should be {list(edit.targets[0].shape)} (length, width)")
         with torch.no_grad():
             edit.sources.copy_(torch.stack([s.to(edit.sources) for s in sources]))
-            edit.targets.copy_(edit.sources[:1].expand_as(edit.targets))
+            for target in edit.targets:
+                target.copy_(edit.sources[0])
             if self.attention:
                 _start_from(at, edit, self.attention)
+
+    def more_tasks(self, at: Attachment, tasks: list[str]) -> None:
+        """A target for each, which starts as the first source; the network is there already."""
+        for row in at.plan:
+            edit = at.edits[row.key]
+            if isinstance(edit, Mixture):
+                edit.targets.extend([edit.sources[0].clone() for _ in tasks])
+                row.numbers["tasks"] = len(edit.targets)
 
 
 def _prompt(at: Attachment, source: Any, place: str) -> Tensor:
@@ -189,7 +201,7 @@ def _prompt(at: Attachment, source: Any, place: str) -> Tensor:
 def _start_from(at: Attachment, edit: Mixture, folder: str) -> None:
     """Take over the network of a saved ATTEMPT."""
     state, rows = _held(at, folder, "attention")
-    own = {n: p for n, p in edit.named_parameters() if n != "targets"}
+    own = {n: p for n, p in edit.named_parameters() if not n.startswith("targets.")}
     for row in rows:
         held = {n: state.get(f"edit:{row.key}:{n}") for n in own}
         if row.edit == "attempt" and all(t is not None and t.shape == own[n].shape for n, t in held.items()):
