@@ -36,8 +36,9 @@ class Half(LoRA):
         first, *rest = super().groups(at, rate, decay)
         return [{**first, "constant": True}, *rest]
 
-    def batch_loss(self, at: Attachment) -> Tensor | float:
-        return self.pull * sum(edit.B.square().sum() for edit in at.edits.values()) if self.pull else 0.0
+    def loss(self, at: Attachment, task: Any, model: Any, batch: Any) -> tuple[Tensor, int]:
+        mean, count = super().loss(at, task, model, batch)
+        return mean + self.pull * sum(edit.B.square().sum() for edit in at.edits.values()), count
 
     def step(self, at: Attachment, step: int, total: int) -> None:
         if step >= total / 2 and len(at.edits) == 4:

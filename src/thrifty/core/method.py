@@ -79,10 +79,6 @@ class Method:
         """Term added to the task loss at every step, of what trains alone."""
         return 0.0
 
-    def batch_loss(self, at: Attachment) -> Tensor | float:
-        """Term added to the mean loss of a batch, right after its forward pass, of what the edits left in ``at.context``."""
-        return 0.0
-
     def step(self, at: Attachment, step: int, total: int) -> None:
         """Called after each optimiser step, the first of which is 1 and the last ``total``; its gradients are still there.
 

@@ -100,10 +100,6 @@ class AdapterDrop(Method):
         """The adapter's own."""
         return self._inner().loss(at, task, model, batch)
 
-    def batch_loss(self, at: Attachment) -> Tensor | float:
-        """The adapter's own."""
-        return self._inner().batch_loss(at)
-
     def resume(self, at: Attachment, state: Mapping[str, Tensor]) -> None:
         """The adapter's own."""
         self._inner().resume(at, state)

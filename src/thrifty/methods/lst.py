@@ -194,13 +194,14 @@ class LST(Method):
         if importance is not None:
             pruned.fill(at, found, ladders, importance, self.reduction)
 
-    def batch_loss(self, at: Attachment) -> Tensor | float:
-        """distil · KL(softmax(teacher / T) || softmax(student))."""
-        if not self.distil:
-            return 0.0
-        student, teacher = at.context.taps.pop(LOGITS)
-        target = F.log_softmax(teacher.float() / self.teacher_temperature, -1)
-        return self.distil * (target.exp() * (target - F.log_softmax(student.float(), -1))).sum(-1).mean()
+    def loss(self, at: Attachment, task: Any, model: Any, batch: Any) -> tuple[Tensor, int]:
+        """The task's loss, and distil · KL(softmax(teacher / T) || softmax(student)) where that is asked for."""
+        mean, count = super().loss(at, task, model, batch)
+        if self.distil:
+            student, teacher = at.context.taps.pop(LOGITS)
+            target = F.log_softmax(teacher.float() / self.teacher_temperature, -1)
+            mean = mean + self.distil * (target.exp() * (target - F.log_softmax(student.float(), -1))).sum(-1).mean()
+        return mean, count
 
     def _climb(self, at: Attachment, stack: Stack, top: bool) -> Any:
         depth = len(stack.blocks)

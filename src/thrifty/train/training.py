@@ -122,7 +122,6 @@ class Training:
                 batch = move(self.task.collate(examples), self.processes.device)
                 with self.precision.autocast():
                     mean, count = self.method.loss(self.at, self.task, self.model, batch)
-                    mean = mean + self.method.batch_loss(self.at)
                 count = count if chosen else 0  # an empty hand takes part in the exchange, with nothing to add
                 value = float(mean.detach())
                 if not math.isfinite(value):
