@@ -25,7 +25,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "k-adapter": {"width": 8, "heads": 2}, "res-tuning-bypass": {"rank": 3},
     "hyperformer": {"rank": 4, "embedding": 8, "hidden": 8}, "pals": {"width": 12}, "monolingual-adapters": {"rank": 4},
     "udapter": {"rank": 4, "size": 3, "features": {"one": [1.0, 0.0, 1.0, 1.0], "two": [0.0, 1.0, 1.0, 0.0]}},
-    "lst": {"reduction": 2, "init": "magnitude"},
+    "lst": {"reduction": 2, "init": "magnitude"}, "diff-pruning": {"start": 1.0, "fix": 1.0},
     "p-tuning": {"template": [[0, 2], [1, 1]]}, "unipelt": {"length": 3, "hidden": 8, "reduction": 2},
     "attempt": {"sources": [torch.linspace(-1, 1, 64).view(4, 16), torch.linspace(1, 0, 64).view(4, 16).sin()], "hidden": 8},
     "u-tuning": {"length": 3, "rank": 4}, "res-tuning": {"rank": 4, "mha": "prefix+adapter", "block": "prompt"},
@@ -63,7 +63,7 @@ CONVOLUTIONS = {"where": "conv"}
 LORA = {"resnet": CONVOLUTIONS, "timm_resnet": CONVOLUTIONS, "convolver": CONVOLUTIONS, "convnext": {"where": "mlp.*"},
         "timm_convnext": {"where": "mlp.*"}, "mobilenet_v2": {"where": "head"}, "mixtral": {"where": "attn.?"},
         "qwen2_moe": {"where": "attn.?"}, "attender": {"where": "attn.?"}}
-IN_PLACE = {"full", "bitfit", "layernorm", "linear-probe"}
+IN_PLACE = {"full", "bitfit", "layernorm", "linear-probe", "diff-pruning"}
 BRIEF = (contract.starts_as_promised, contract.sends_gradients, contract.merges, contract.disables)
 
 

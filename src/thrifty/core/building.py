@@ -30,7 +30,8 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 class Context:
     """What edits read besides their input: the task or the adapter rows of this batch, features tapped in this forward."""
 
-    def __init__(self) -> None:
+    def __init__(self, home: Any) -> None:
+        self.home = home  # the attachment that the edits belong to
         self.task: int | Tensor | None = None
         self.rows: Tensor | None = None
         self.taps: dict[Any, Any] = {}
@@ -78,7 +79,7 @@ class Building:
         self.about: dict[str, Any] = {}  # plain data that travels with the adapter: task, labels, preprocessing
         self.seed: int | None = None
         self.watch: Watch | None = None
-        self.context = Context()
+        self.context = Context(self)
         self.seen = seen or Seen(model)
         self.base_match = ""  # after loading: how the base was recognised
         self.revision = 0  # how often it changed what trains, after it was attached

@@ -12,6 +12,7 @@ from .attempt import Attempt
 from .bapna import Bapna
 from .bitfit import BitFit
 from .compacter import Compacter, PHMAdapter
+from .diff_pruning import DiffPruning
 from .dora import DoRA
 from .dynamic_rank_dora import DynamicRankDoRA
 from .full import FullFineTuning
@@ -53,6 +54,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "Bapna",
     "BitFit",
     "Compacter",
+    "DiffPruning",
     "DoRA",
     "DynamicRankDoRA",
     "FullFineTuning",
