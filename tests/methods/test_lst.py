@@ -466,6 +466,8 @@ def test_refused_trunks() -> None:
         thrifty.attach(stock, lst(), example=torch.randn(1, 3, 16))
     with pytest.raises(Unfit, match="none reads the other"):
         thrifty.attach(tiny("swin"), lst())
+    with pytest.raises(Unfit, match="BertForSequenceClassification has no such head"):
+        thrifty.attach(tiny("bert"), lst(distil=1.0))
     with pytest.raises(Unfit, match="set init='random'"):
         thrifty.attach(tiny("dinov2"), lst())
     model = tiny("dinov2")

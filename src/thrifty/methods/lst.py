@@ -133,13 +133,13 @@ class LST(Method):
     The copy's blocks are ``reduction`` times narrower, with as many heads, and every ``drop_every``-th, from the first, is left
     out (T5-base: 0, 4 and 8 of 12; 2 is the authors' choice for T5-large); ``keep`` names those that stay instead. They start
     from the trunk's own weights, pruned by importance (see ``pruned``): "fisher" asks for data, ``examples`` rows of it,
-    "magnitude" does not, "random" starts anew. All but the ladder is in the trunk's mode: its dropout acts in training.
+    "magnitude" does not, "random" starts anew. The trunk is in the model's mode, so that its dropout acts in training.
 
     In an encoder-decoder each stack has its copy, and the side decoder attends to the side encoder, whose states travel beside
     the encoder's own: its last hidden state comes out ``d / reduction`` wider.
 
     Off by default: ``mix``, a gate between the answer and the trunk's last state; ``distil``, the weight of the divergence of
-    the head's answer from the one it gives to the trunk, softened by ``teacher_temperature``, as a mean over all positions.
+    a language model's answer from the one that its head gives to the trunk, with ``teacher_temperature``, a mean over positions.
     """
 
     name = "lst"
@@ -186,11 +186,8 @@ class LST(Method):
         if len(found) == 2:
             at.put(place(at, found[1].holder), Between, width=found[1].width, small=found[0].width // self.reduction)
         if self.distil:
-            heads = at.sites("head")
-            if len(heads) != 1:
-                raise Unfit(f"distil asks for one head, {type(at.model).__name__} has {[site.path for site in heads]}")
             at.tied = "leave"  # what listens to a head changes nothing in what its weight does elsewhere
-            at.put(heads[0], Teacher)
+            at.put(place(at, _words(at)), Teacher)
         if importance is not None:
             pruned.fill(at, found, ladders, importance, self.reduction)
 
@@ -215,3 +212,15 @@ class LST(Method):
         more: dict[str, Any] = {"mix": self.mix, "teacher": bool(self.distil)} if top else {}
         return at.put(place(at, stack.holder), Ladder, blocks=stack.list, width=stack.width, kept=kept, by=self.reduction,
                       temperature=self.temperature, top=top, **more)
+
+
+def _words(at: Attachment) -> str:
+    """Path of the head that gives the words' logits.
+
+    Raises:
+        Unfit: the model has none, so that nothing can be learnt from what the trunk would say.
+    """
+    head = getattr(at.model, "get_output_embeddings", lambda: None)()
+    if head is None:
+        raise Unfit(f"distil follows what a language model's head says of the trunk; {type(at.model).__name__} has no such head")
+    return next(path for path, module in at.model.named_modules() if module is head)
