@@ -65,27 +65,33 @@ class Case:
 
 TEXT = ("full", "linear-probe", "bitfit", "layernorm", "lora", "lora all", "rslora", "lora+", "peft-lora", "dora", "ia3", "houlsby",
         "pfeiffer", "parallel-adapter", "prefix", "prompt")
+CORE = tuple(label for label in TEXT if label not in ("lora all", "rslora", "lora+"))
 CASES = {
     "cola": Case("text/glue_cola", "minilm", "matthews",
-                 "1 600 of 8 551 training rows; the official dev split is the test split; 16 of its sentences also stand in train",
-                 {"limit": 1600, "epochs": 2, "allow_leak": True}, TEXT),
-    "mrpc": Case("text/glue_mrpc", "minilm", "accuracy", "640 of 3 667 training rows; the official dev split is the test split",
-                 {"limit": 640, "epochs": 3}, TEXT),
+                 "4 000 of 8 551 training rows; the official dev split is the test split; 16 of its sentences also stand in train",
+                 {"limit": 4000, "epochs": 1, "batch": 8, "allow_leak": True}, CORE),
+    "mrpc": Case("text/glue_mrpc", "minilm", "accuracy", "480 of 3 667 training rows; the official dev split is the test split",
+                 {"limit": 480, "epochs": 2, "batch": 8}, CORE),
     "stsb": Case("text/glue_stsb", "minilm", "pearson",
                  "960 of 5 749 training rows; the official dev split is the test split; 6 of its pairs also stand in train",
-                 {"limit": 960, "epochs": 2, "allow_leak": True}, TEXT),
+                 {"limit": 960, "epochs": 2, "batch": 8, "allow_leak": True}, TEXT),
     "rsscn7": Case("image/rsscn7", "mobilenetv2", "accuracy", "all 805 training images at 224 px",
                    {"epochs": 3}, ("full", "linear-probe", "bitfit", "layernorm", "lora conv")),
-    "flowers5": Case("image/flowers5", "dinov2-small", "accuracy", "160 of 750 training images; 100 test images",
-                     {"limit": 160, "epochs": 3, "batch": 16},
+    "flowers5": Case("image/flowers5", "dinov2-small", "accuracy", "96 of 750 training images; 100 test images",
+                     {"limit": 96, "epochs": 2, "batch": 8},
                      ("full", "linear-probe", "lora", "vpt", "vpt shallow"), test_rows=100),
-    "webnlg": Case("text/webnlg2017", "stories15m", "bleu", "600 of 6 940 training rows; 200 test rows",
-                   {"limit": 600, "epochs": 2, "batch": 16, "max_length": 160, "max_new_tokens": 40, "baselines": False},
+    "webnlg": Case("text/webnlg2017", "stories15m", "bleu",
+                   "600 of 6 940 training rows; 100 test rows; 18 pairs of equal rows lie in different splits",
+                   {"limit": 600, "epochs": 2, "batch": 16, "max_length": 160, "max_new_tokens": 40, "baselines": False,
+                    "allow_leak": True},
                    ("full", "bitfit", "lora", "lora all", "peft-lora", "ia3", "houlsby", "prefix", "prompt"),
                    {"source": "source", "target": "refs"}, test_rows=100),
 }
-RATES = {"full": 1e-4, "linear-probe": 1e-2, "bitfit": 3e-3, "layernorm": 3e-3, "lora": 2e-3, "peft-lora": 2e-3, "dora": 2e-3,
-         "ia3": 1e-2, "houlsby": 2e-3, "pfeiffer": 2e-3, "parallel-adapter": 2e-3, "prefix": 3e-3, "prompt": 1e-1, "vpt": 1e-2}
+# LoRA+'s is that of A, so that the geometric mean of its two rates is LoRA's: at 2e-3 a first run on STS-B ended at 0.05. The
+# prefix network's was chosen on validation rows of STS-B with a seed outside the study (0.42 at 1e-3, 0.55 at 3e-4).
+RATES = {"full": 1e-4, "linear-probe": 1e-2, "bitfit": 3e-3, "layernorm": 3e-3, "lora": 2e-3, "lora+": 5e-4, "peft-lora": 2e-3,
+         "dora": 2e-3, "ia3": 1e-2, "houlsby": 2e-3, "pfeiffer": 2e-3, "parallel-adapter": 2e-3, "prefix": 3e-4, "prompt": 1e-1,
+         "vpt": 1e-2}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora all": ("lora", {"where": "attn.?|mlp.*"}), "rslora": ("lora", {"stable": True}), "lora+": ("lora", {"ratio": 16.0}),
     "lora conv": ("lora", {"where": "conv"}), "vpt shallow": ("vpt", {"deep": False}),
@@ -122,7 +128,7 @@ def run(name: str, label: str, seed: int) -> dict[str, Any]:
     model = case.model if case.model == "minilm" else str(WEIGHTS / case.model)
     with tempfile.TemporaryDirectory() as out:
         done = thrifty.tune(model, data_for(case), method=method_for(label, case.model), out=out, progress=False, overwrite=True,
-                            settings={**case.settings, "seed": seed, "rate": RATES[VARIANTS.get(label, (label,))[0]],
+                            settings={**case.settings, "seed": seed, "rate": RATES.get(label) or RATES[VARIANTS[label][0]],
                                       "baselines": label == "full" and case.settings.get("baselines", True),
                                       **({"columns": case.columns} if case.columns else {})})
     m = done.metrics
@@ -149,7 +155,7 @@ def run_all(only: list[str], methods: list[str], seeds: int) -> None:
                 if (methods and label not in methods) or (name, label, seed) in known:
                     continue
                 words = [sys.executable, __file__, "one", "--only", name, "--methods", label, "--seeds", str(seed)]
-                row = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+                row = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
                 STORE.parent.mkdir(exist_ok=True)
                 with STORE.open("a") as file:
                     file.write(json.dumps(row) + "\n")
