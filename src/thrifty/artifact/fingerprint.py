@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core import Row, registered
 from ..core.digest import digest
 from ..core.errors import BrokenArtifact, WrongBase
 from ..core.ledger import Ledger, first_names, ledger
@@ -80,6 +81,12 @@ def refuse_other_trunk(model: nn.Module, recorded: Any, skip: Iterable[str]) -> 
         fact = f"{len(different)} of {len(common)} common tensors have other contents, the first is {different[0]!r}" \
             if different else "they have no tensor in common"
         raise WrongBase(f"{type(model).__name__} and the base that this adapter was trained on are different models: {fact}")
+
+
+def unread(model: nn.Module, plan: Iterable[Row]) -> list[str]:
+    """Base tensors that nobody reads, because an edit in ``plan`` answers in the place of the module that they belong to."""
+    paths = tuple(f"{row.path}." for row in plan if registered(row.edit).replaces)
+    return [name for name in model.state_dict(keep_vars=True) if name.startswith(paths) and not _owned(name)]
 
 
 def base_tensors(model: nn.Module, skip: frozenset[str]) -> dict[str, Tensor]:

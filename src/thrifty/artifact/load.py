@@ -12,7 +12,7 @@ from ..core.attaching import finish
 from ..core.errors import BrokenArtifact, ThriftyError
 from ..core.probe import Example, Seen
 from .files import ABOUT, TENSORS, adapter_folder, read_header, read_json, sha256
-from .fingerprint import refuse_other
+from .fingerprint import refuse_other, unread
 from .rebuild import rebuild
 from .save import raw
 from .schema import check as check_schema
@@ -48,7 +48,10 @@ def refuse_base(model: nn.Module, data: dict[str, Any]) -> str:
     Raises:
         WrongBase: naming the tensors that differ.
     """
-    return refuse_other(model, data["base"], [n for n, about in data["trained"].items() if not about["masked"]])
+    import thrifty.methods  # noqa: F401  every edit that this library knows is registered by its method
+
+    own = [n for n, about in data["trained"].items() if not about["masked"]]
+    return refuse_other(model, data["base"], [*own, *unread(model, map(Row.read, data["plan"]))])
 
 
 def load(model: nn.Module, path: str | Path, name: str = "default", *, base: str = "same", example: Example | None = None,

@@ -12,7 +12,7 @@ from ..core.digest import digest
 from ..core.edit import plain
 from ..core.errors import BrokenArtifact, NothingTrains, ThriftyError
 from .files import ABOUT, TENSORS, canonical, sha256, whole_folder
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, unread
 from .schema import FORMAT, VERSION
 
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL",
@@ -45,7 +45,7 @@ def describe(at: Attachment, state: dict[str, Tensor], about: dict[str, Any]) ->
     from .. import __version__
 
     buffers = dict(at.model.named_buffers())
-    replaced = [n for n in at.base if n not in at.masks]
+    replaced = [*(n for n in at.base if n not in at.masks), *unread(at.model, at.plan)]
     return {
         "format": FORMAT, "version": VERSION, "thrifty": __version__,
         "method": None if at.method is None else {"name": at.method.name, "settings": plain(at.method.settings(), "settings")},

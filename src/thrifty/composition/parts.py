@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..artifact.fingerprint import refuse_other
-from ..artifact.load import read
+from ..artifact.load import read, refuse_base
 from ..core import Attachment, Method, Row
 from ..core.errors import CannotCombine
 from ..core.probe import Example, Seen
@@ -57,8 +56,7 @@ def from_folder(model: nn.Module, name: str, folder: Path) -> Part:
         CannotCombine: it has sparse masks or batch statistics.
     """
     data, rows, state = read(folder)
-    replaced = [n for n, about in data["trained"].items() if not about["masked"]]
-    refuse_other(model, data["base"], replaced)
+    refuse_base(model, data)
     special = [n for n, about in data["trained"].items() if about["masked"] or about["buffer"]]
     if special:
         raise CannotCombine(f"{folder}: {special[0]!r} is trained in part, or is a running statistic; it can only be used alone")

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from .watch import Watch, refuse_reentrant
 def attach(model: nn.Module, method: Method, name: str = "default", *, also_train: str | None = None,
            example: Example | None = None, batches: Iterable[Any] | None = None, seed: int | None = 0,
            roles: Mapping[str, str] | None = None, tied: str = "refuse", check: bool = True,
-           tasks: Sequence[str] = ()) -> Attachment:
+           tasks: Sequence[str] = (), beside: Callable[[Attachment], object] | None = None) -> Attachment:
     """Freeze ``model``, put ``method`` on it and return the handle. The model keeps its class and its keys.
 
     Args:
@@ -35,6 +35,7 @@ def attach(model: nn.Module, method: Method, name: str = "default", *, also_trai
         tied: "refuse" edits on one use of a tied weight, or "leave" the other uses as they are.
         check: whether to run the model once in search of dead edits.
         tasks: names of the tasks that one method serves at once; ``thrifty.task`` then says which a batch belongs to.
+        beside: puts edits beside those of any method, such as ``thrifty.methods.heads.heads(2, 3)``, a head for each task.
 
     Raises:
         NoSuchSite, HalfAdapted, Unfit, NothingTrains, DeadEdit, NoSuchSetting: see each; the model is left as it was.
@@ -56,6 +57,8 @@ def attach(model: nn.Module, method: Method, name: str = "default", *, also_trai
             if also_train:  # first, so that a method which claims whole models can leave it out
                 at.train_matching(also_train)
             method.attach(at, batches)
+            if beside is not None:
+                beside(at)
         finish(at, example, check)
     except BaseException:
         at.detach()

@@ -115,6 +115,9 @@ class Building:
         made.join(self.context)
         install(site.module, slot, made)
         self.edits[key], self.slots[key] = made, slot
+        if made.replaces:
+            for name in [n for n in self.base if n.startswith(f"{site.path}.")]:
+                self.release(name)
         seen = {**self.seen.shapes.get(site.path, {}), **widths}
         self.plan.append(Row(key, site.path, site.role, site.depth, site.stack, site.part, edit.registered, numbers, seen))
         return made

@@ -65,12 +65,14 @@ class Edit(nn.Module):
     """One change at one site. The constructor takes the site, then plain data only, so that a plan can rebuild it.
 
     ``additive`` edits add something to y that depends on x alone, so several of them commute. ``passive`` ones change nothing
-    and only remember what they see.
+    and only remember what they see. Those that ``replaces`` marks give an answer of their own in the place of y, so that nobody
+    reads the parameters of their site any more.
     """
 
     port: str = "output"
     additive: ClassVar[bool] = False
     passive: ClassVar[bool] = False
+    replaces: ClassVar[bool] = False
     registered: ClassVar[str] = ""
     per_task: ClassVar[tuple[str, ...]] = ()  # children of which a batch reaches only those that are for its own task
     site: Site

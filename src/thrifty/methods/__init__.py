@@ -16,6 +16,7 @@ from .diff_pruning import DiffPruning
 from .dora import DoRA
 from .dynamic_rank_dora import DynamicRankDoRA
 from .full import FullFineTuning
+from .heads import Heads
 from .houlsby import Houlsby
 from .hyperformer import HyperFormer
 from .ia3 import IA3
