@@ -1,6 +1,7 @@
 """Is one set of predictions better than another on the same items?"""
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thrifty.evaluate.intervals import ROUNDS, percentiles, resample
-from thrifty.evaluate.weighing import Statistic
+from thrifty.evaluate.weighing import Counts, Statistic
 
 Verdict = Literal["a better", "b better", "cannot tell apart"]
 
@@ -24,14 +25,15 @@ class Comparison:
 
 
 def compare(a: Statistic, b: Statistic, n: int, seed: int = 0, rounds: int = ROUNDS, level: float = 0.95,
-            groups: NDArray[np.int64] | None = None) -> Comparison:
+            groups: NDArray[np.int64] | None = None, draws: Iterable[Counts] | None = None) -> Comparison:
     """The paired bootstrap: both statistics (higher is better) on the same resamples of the same n items, or of ``groups`` of them.
 
     P. Koehn, "Statistical significance tests for machine translation evaluation", EMNLP 2004. The verdict names a winner only
-    if the interval of the difference does not hold 0.
+    if the interval of the difference does not hold 0. ``draws`` are other resamples than those of ``resample(n, seed, rounds)``.
     """
     everything = np.ones((1, n))
     difference = float(a(everything)[0] - b(everything)[0])
-    low, high = percentiles(np.concatenate([a(counts) - b(counts) for counts in resample(n, seed, rounds, groups)]), level)
+    draws = resample(n, seed, rounds, groups) if draws is None else draws
+    low, high = percentiles(np.concatenate([a(counts) - b(counts) for counts in draws]), level)
     verdict: Verdict = "a better" if low > 0 else "b better" if high < 0 else "cannot tell apart"
     return Comparison(difference, low, high, verdict)

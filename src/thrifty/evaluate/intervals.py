@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -15,13 +15,15 @@ _CELLS = 2_000_000  # counts held at once
 
 
 def bootstrap(statistic: Statistic, n: int, seed: int = 0, rounds: int = ROUNDS, level: float = 0.95,
-              groups: NDArray[np.int64] | None = None) -> tuple[float, float]:
+              groups: NDArray[np.int64] | None = None, draws: Iterable[Counts] | None = None) -> tuple[float, float]:
     """The percentile interval of ``statistic`` over resamples of n items, drawn with replacement; ``groups`` as wholes.
 
     B. Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics, 1979.
-    ``statistic`` takes counts [R, n], how often each item was drawn, and gives [R] values.
+    ``statistic`` takes counts [R, n], how often each item was drawn, and gives [R] values. ``draws`` are other resamples than
+    those of ``resample(n, seed, rounds)``.
     """
-    return percentiles(np.concatenate([statistic(counts) for counts in resample(n, seed, rounds, groups)]), level)
+    draws = resample(n, seed, rounds, groups) if draws is None else draws
+    return percentiles(np.concatenate([statistic(counts) for counts in draws]), level)
 
 
 def resample(n: int, seed: int, rounds: int = ROUNDS, groups: NDArray[np.int64] | None = None) -> Iterator[Counts]:
@@ -39,9 +41,29 @@ def resample(n: int, seed: int, rounds: int = ROUNDS, groups: NDArray[np.int64] 
     random = np.random.default_rng(seed)
     step = max(1, _CELLS // n)
     for start in range(0, rounds, step):
-        size = min(step, rounds - start)
-        drawn = random.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+        yield _draw(random, min(step, rounds - start), n)
+
+
+def resample_within(strata: Sequence[tuple[Sequence[int], NDArray[np.int64] | None]], seed: int,
+                    rounds: int = ROUNDS) -> Iterator[Counts]:
+    """As ``resample``, but each stratum is resampled on its own and so keeps its size.
+
+    A stratum is the places of its items in [0, n), and perhaps ``groups`` of them that are drawn together.
+    """
+    n = sum(len(places) for places, _ in strata)
+    randoms = [np.random.default_rng([seed, i]) for i in range(len(strata))]
+    step = max(1, _CELLS // n)
+    for start in range(0, rounds, step):
+        counts = np.zeros((min(step, rounds - start), n))
+        for random, (places, groups) in zip(randoms, strata, strict=True):
+            drawn = _draw(random, len(counts), len(places) if groups is None else int(groups.max()) + 1)
+            counts[:, places] = drawn if groups is None else drawn[:, groups]
+        yield counts
+
+
+def _draw(random: np.random.Generator, rounds: int, n: int) -> Counts:
+    drawn = random.integers(0, n, (rounds, n)) + n * np.arange(rounds)[:, None]
+    return np.bincount(drawn.ravel(), minlength=rounds * n).reshape(rounds, n).astype(np.float64)
 
 
 def percentiles(values: Array, level: float = 0.95) -> tuple[float, float]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from thrifty.core.errors import BadData, NoSuchSetting, Unfit, nearest
 from thrifty.evaluate.comparing import Comparison, compare
-from thrifty.evaluate.intervals import bootstrap
-from thrifty.evaluate.weighing import Statistic
+from thrifty.evaluate.intervals import bootstrap, resample
+from thrifty.evaluate.weighing import Counts, Statistic
 from thrifty.models.backbone import Backbone
 from thrifty.models.kinds import check_task
 
@@ -89,6 +89,14 @@ class Task(ABC):
         """Predictions that are enough to compute ``metric``, and cheap where ``predict`` is slow."""
         return self.predict(model, batch)
 
+    def turn(self, model: nn.Module, batch: Batch) -> tuple[Task, Batch]:
+        """The task that a batch belongs to, and the batch as that task takes it. Of several the model is told which."""
+        return self, batch
+
+    def resamples(self, n: int, table: Table, seed: int = 0) -> Iterator[Counts]:
+        """How often each of the n rows is drawn [R, n], in the resamples that intervals and comparisons are made of."""
+        return resample(n, seed, groups=self.groups(table))
+
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
         """One vector per example [B, D] from the frozen backbone, for a linear head.
 
@@ -122,7 +130,7 @@ class Task(ABC):
         sides = [self.statistics(side, self._checked(side, table)) for side in (a, b)]
         if any(wanted not in side for side in sides):
             raise NoSuchSetting(f"these predictions have no {wanted!r}.{nearest(wanted, set(sides[0]) & set(sides[1]))}")
-        return compare(sides[0][wanted], sides[1][wanted], len(a), seed, groups=self.groups(table))
+        return compare(sides[0][wanted], sides[1][wanted], len(a), draws=self.resamples(len(a), table, seed))
 
     def groups(self, table: Table) -> Any:
         """Numbers [n] of what rows belong together and are drawn together, or None where every row stands alone."""

@@ -48,7 +48,7 @@ def ahead(task: Task, answers: Sequence[Answers], baseline: Answers, table: Any)
     def average(counts: Any) -> Any:
         return sum(one[task.metric](counts) for one in mine) / len(mine)
 
-    found = compare(average, theirs[task.metric], len(baseline), groups=task.groups(table))
+    found = compare(average, theirs[task.metric], len(baseline), draws=task.resamples(len(baseline), table))
     if not all(map(math.isfinite, (found.difference, found.low, found.high))):
         return None
     return {"value": found.difference, "low": found.low, "high": found.high, "spread": None}
