@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -28,13 +27,18 @@ def names() -> list[str]:
     return list(_CLASSES)
 
 
-def get(name: str, backbone: Backbone, labels: Sequence[str] | None = None, **limits: Any) -> Task:
+def get(name: str, backbone: Backbone, labels: Any = None, **limits: Any) -> Task:
     """The task called ``name`` for a backbone and its label space; ``limits`` are its settings, such as ``max_length``.
 
-    With a limit ``format`` a language model answers it in words: see `thrifty.tasks.spoken`.
+    With a limit ``format`` a language model answers it in words: see `thrifty.tasks.spoken`. "several" is several tasks at once,
+    with labels by task and one limit, ``parts``: see `thrifty.tasks.several`.
 
     Raises: NoSuchSetting for an unknown task, limit or value; BadData for labels that do not fit.
     """
+    if name == "several":
+        from thrifty.tasks.several import Several
+
+        return Several(backbone, labels, **limits)
     if name not in _CLASSES:
         raise NoSuchSetting(f"task {name!r} is unknown.{nearest(name, _CLASSES)}")
     if limits.get("format") is not None:

@@ -1,0 +1,95 @@
+"""Several datasets as one: each read on its own, errors that name the task, one door to all test splits."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thrifty.core.errors import BadData, NoSuchSetting
+from thrifty.data import Dataset, Several, is_several, read, read_several
+from thrifty.data.several import columns_of, each
+
+ANIMALS = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay", "kea", "lynx"]
+
+
+def rows(prefix: str, labels: tuple[Any, ...]) -> dict[str, list[dict[str, Any]]]:
+    made = [{"text": f"{prefix} {one} {two}", "label": labels[(i + j) % len(labels)]}
+            for i, one in enumerate(ANIMALS) for j, two in enumerate(ANIMALS)]
+    return {"train": made[:40], "validation": made[40:60], "test": made[60:70]}
+
+
+def sets() -> dict[str, Any]:
+    return {"pets": rows("pet", ("cat", "dog")), "mood": rows("mood", ("bad", "fair", "good"))}
+
+
+def both(**more: Any) -> Several:
+    return read_several(sets(), lambda name, source: read(source, **more))
+
+
+def test_each_is_read_on_its_own() -> None:
+    data = both()
+    assert data.kinds == {"pets": "text-classification", "mood": "text-classification"}
+    assert data.labels == {"pets": ["cat", "dog"], "mood": ["bad", "fair", "good"]}
+    assert data.columns == {name: {"text": "text", "label": "label"} for name in ("pets", "mood")}
+    train = data.splits["train"]
+    assert train["task"] == ["pets"] * 40 + ["mood"] * 40
+    alone = read(sets()["mood"]).splits["train"]
+    assert train["row"][40:] == [{"text": text, "label": label} for text, label in zip(alone["text"], alone["label"], strict=True)]
+    assert data.record["rows"] == {"train": 80, "validation": 40, "test": 20}
+    assert data.record["tasks"]["mood"]["labels"] == ["bad", "fair", "good"]
+    assert data.record["content"]["pets"] == read(sets()["pets"]).record["content"]
+
+
+def test_the_door_to_the_test_splits_opens_once() -> None:
+    data = both()
+    assert data.test_rows == 20
+    with pytest.raises(BadData, match="read once"):
+        data.splits["test"]
+    table = data.test()
+    assert table["task"] == ["pets"] * 10 + ["mood"] * 10 and table["row"][0]["text"].startswith("pet ")
+    with pytest.raises(BadData, match="already read"):
+        data.test()
+
+
+def test_what_is_one_dataset_and_what_several(tmp_path: Path) -> None:
+    one, table = rows("a", (0, 1)), {"text": ["a", "b"], "label": [0, 1]}
+    dataset = Dataset({"train": table}, {}, "text-classification", ["x", "y"])
+    for source in ("cityline", tmp_path, one, table, one["train"], {"train": one["train"]}, {}, {"tain": one["train"]},
+                   {"train": table, "test": table}, {"text": ["a"], "label": "x"}, None):
+        assert not is_several(source), source
+    for source in ({"a": "cityline", "b": tmp_path}, {"a": one, "b": "x.csv"}, {"a": dataset}, {"a": table, "b": one["train"]},
+                   {"train": "a.csv", "test": "b.csv"}):
+        assert is_several(source), source
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a b", "-a", 3, "rte/x"])
+def test_names_that_tasks_cannot_have(name: Any) -> None:
+    with pytest.raises(NoSuchSetting, match="a task's name is letters"):
+        read_several({name: "cityline"}, lambda task, source: read(source))
+
+
+def test_splits_are_no_tasks() -> None:
+    with pytest.raises(NoSuchSetting, match="'train' is the name of a split, not of a task"):
+        read_several({"train": "a.csv", "test": "b.csv"}, lambda task, source: read(source))
+
+
+def test_a_dataset_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match=r"^task 'mood': there is no file or folder"):
+        read_several({"pets": sets()["pets"], "mood": str(tmp_path / "none.csv")}, lambda task, source: read(source))
+    leaking = sets()
+    leaking["mood"]["test"].append(leaking["mood"]["train"][0])
+    with pytest.raises(BadData, match="^task 'mood': "):
+        read_several(leaking, lambda task, source: read(source))
+
+
+def test_settings_by_task() -> None:
+    names = ["rte", "stsb"]
+    assert each("accuracy", names, "metric") == {"rte": "accuracy", "stsb": "accuracy"}
+    assert each({"stsb": "spearman"}, names, "metric") == {"rte": None, "stsb": "spearman"}
+    with pytest.raises(NoSuchSetting, match="metric speaks of a task 'sstb'.*Did you mean 'stsb'"):
+        each({"sstb": "spearman"}, names, "metric")
+    told = {"label": "y", "rte.text": "premise", "stsb": {"text": "sentence"}}
+    assert columns_of(told, names) == {"rte": {"label": "y", "text": "premise"}, "stsb": {"label": "y", "text": "sentence"}}
+    with pytest.raises(NoSuchSetting, match="columns speaks of a task 'ret'"):
+        columns_of({"ret.text": "premise"}, names)
