@@ -14,7 +14,7 @@ def write(run_folder: str | os.PathLike[str]) -> Path:
     """Write ``report.html`` into ``run_folder`` from the files that lie there, and return its path.
 
     Raises:
-        BrokenArtifact: the folder holds no metrics.json, or a file does not say what ``thrifty.report.schema`` says it must.
+        BrokenArtifact: the folder holds no metrics.json, or a file does not say what ``thrifty.report.files`` says it must.
     """
     folder = Path(run_folder)
     page = compose(read(folder))

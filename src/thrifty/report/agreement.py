@@ -5,9 +5,9 @@ from statistics import fmean
 
 from thrifty.report import charts, numbers
 from thrifty.report.examples import quote, row, unlike
+from thrifty.report.files import Prediction
 from thrifty.report.markup import cards, facts, figure, note, section
 from thrifty.report.reading import Results
-from thrifty.report.schema import Prediction
 
 MOST_DRAWN = 3000   # points
 
@@ -20,7 +20,7 @@ def agreement(results: Results) -> str:
     mean, size = fmean(b - a for a, b in points), fmean(abs(b - a) for a, b in points)
     shown = points[:: -(-len(points) // MOST_DRAWN)]
     said = f"mean absolute error {size:.3g}, mean error {mean:.3g}"
-    chart = charts.scatter("scatter", shown, "Predicted over true values", said)
+    chart = charts.scatter(f"{results.key}scatter", shown, "Predicted over true values", said)
     side = facts([("Mean absolute error", numbers.plain(size), "in the units of the target"),
                   ("Mean error", numbers.plain(mean), "predicted minus true")])
     cut = f" {numbers.count(len(shown))} of {numbers.count(len(points))} points are drawn." if len(shown) < len(points) else ""

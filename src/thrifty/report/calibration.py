@@ -6,9 +6,9 @@ from statistics import fmean
 from thrifty.evaluate.calibration import BINS, calibration_bins, expected_calibration_error
 from thrifty.evaluate.classification import negative_log_likelihood
 from thrifty.report import charts, numbers
+from thrifty.report.files import Prediction
 from thrifty.report.markup import facts, figure, legend, note, section
 from thrifty.report.reading import Results
-from thrifty.report.schema import Prediction
 
 ABSENT = "The run kept no probabilities, so how sure it was cannot be compared with how often it was right."
 
@@ -28,7 +28,7 @@ def calibration(results: Results) -> str:
             if abs(gap) >= 0.05 else "On average the model is as sure as it is right.")
     error = f"{100 * float(expected_calibration_error(target, rows)):.1f}{numbers.GAP}points"
     likelihood = float(negative_log_likelihood(target, rows))
-    chart = charts.reliability("calibration", calibration_bins(target, rows), "Reliability diagram",
+    chart = charts.reliability(f"{results.key}calibration", calibration_bins(target, rows), "Reliability diagram",
                                f"{said} Expected calibration error {error}.")
     drawn = figure(chart, legend([("ideal", "as often right as sure"), ("box s0", f"items, with 95{numbers.GAP}% intervals")]))
     side = facts([("Expected calibration error", error, f"{BINS} bins of equal width"),

@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 from thrifty.report import numbers
+from thrifty.report.files import Memory, Metrics, Parameters, Timing
 from thrifty.report.markup import facts, section
 from thrifty.report.reading import Results
-from thrifty.report.schema import Memory, Metrics, Parameters, Timing
 
 Fact = tuple[str, str, str]
 

@@ -27,7 +27,7 @@ def errors(results: Results) -> str:
         remark += f" In {unread} of them the model wrote nothing that names a class; these are left out below."
     if len(labels) <= MOST_DRAWN:
         remark += " Rows are what is true, columns what was predicted."
-        shown = _matrix(counts, labels, said)
+        shown = _matrix(f"{results.key}confusion", counts, labels, said)
     else:
         shown = _pairs(counts, labels)
     return section("Errors by class", remark, shown + _scores(labels, measure.label_scores(counts), "class"))
@@ -46,8 +46,8 @@ def entities(results: Results) -> str:
     return section(name, f"{remark}{results.pooled}.", _scores(list(scores), list(scores.values()), what))
 
 
-def _matrix(counts: Sequence[Sequence[int]], labels: Sequence[str], said: str) -> str:
-    chart = charts.confusion("confusion", counts, labels, "Confusion matrix", said)
+def _matrix(key: str, counts: Sequence[Sequence[int]], labels: Sequence[str], said: str) -> str:
+    chart = charts.confusion(key, counts, labels, "Confusion matrix", said)
     # On a phone a matrix of many classes keeps its letters readable and scrolls instead.
     widest = min(760, max(300, charts.confusion_cell(len(labels)) * len(labels) + 190))
     narrowest = min(widest, 26 * len(labels) + 60)

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from thrifty.report import numbers
 from thrifty.report.calibration import probability
+from thrifty.report.files import Prediction
 from thrifty.report.markup import cards, note, section, text
 from thrifty.report.reading import Results
-from thrifty.report.schema import Prediction
 
 MOST = 10
 LONG = 600      # characters of an input that are shown

@@ -5,8 +5,8 @@ from datetime import datetime
 
 from thrifty.report import numbers
 from thrifty.report.axes import Scale, name_ticks, ticks
+from thrifty.report.files import Baseline, Estimate, Metrics
 from thrifty.report.markup import text
-from thrifty.report.schema import Baseline, Estimate, Metrics
 
 Row = tuple[str, str, Estimate]
 
@@ -16,7 +16,7 @@ def headline(metrics: Metrics) -> str:
     return (f'<div class="eyebrow">{_when(metrics["created"])}</div>'
             f'<h1>{text(brief(metrics["model"]))} <small>adapted to</small> {text(brief(metrics["data"]))} '
             f'<small>with</small> {text(metrics["method"])}</h1>'
-            f'<p class="about">{_about(metrics)}</p>{_result(metrics)}{_verdicts(metrics)}{_warnings(metrics)}')
+            f'<p class="about">{_about(metrics)}</p>{result(metrics)}{verdicts(metrics)}{_warnings(metrics)}')
 
 
 def brief(name: str) -> str:
@@ -73,7 +73,9 @@ def _when(created: str) -> str:
 def _about(metrics: Metrics) -> str:
     items, labels = metrics["items"], metrics["labels"]
     kinds = "tags" if metrics["task"] == "token-classification" else "classes"
-    parts = [text(metrics["task"].replace("-", " ").capitalize()) + (f", {len(labels)} {kinds}" if labels else "")]
+    together = metrics.get("tasks", {})
+    parts = [f"{len(together)} tasks learned together: {text(', '.join(together))}" if together else
+             text(metrics["task"].replace("-", " ").capitalize()) + (f", {len(labels)} {kinds}" if labels else "")]
     parts.append(f"{numbers.count(items['train'])} items to train on, {numbers.count(items['validation'])} to choose by, "
                  f"{numbers.count(items['test'])} kept for the test")
     settings = ", ".join(f"{name} {_setting(value)}" for name, value in metrics["settings"].items() if value is not None)
@@ -86,7 +88,8 @@ def _setting(value: object) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
-def _result(metrics: Metrics) -> str:
+def result(metrics: Metrics) -> str:
+    """The number with its interval, beside what it had to beat."""
     metric, seeds = metrics["metric"], metrics["seeds"]
     if not metrics["test"]:
         return _untested(metrics)
@@ -145,7 +148,8 @@ def _track(x: Scale, e: Estimate) -> str:
     return f'<span class="track" aria-hidden="true">{bar}<i style="left:{x(e["value"]):.2f}%"></i></span>'
 
 
-def _verdicts(metrics: Metrics) -> str:
+def verdicts(metrics: Metrics) -> str:
+    """For each baseline whether it was beaten."""
     if not metrics["test"]:
         return ""
     said = [verdict(metrics["metric"], baseline, metrics["items"]["test"]) for baseline in rivals(metrics)]

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from thrifty.report import charts, numbers
 from thrifty.report.charts import COLOURS, Mark, Trace
+from thrifty.report.files import Seed
 from thrifty.report.markup import figure, legend, note, section
 from thrifty.report.reading import Results
-from thrifty.report.schema import Seed
 
 REMARK = "The training loss of every step, faint, and smoothed. The weights of the best evaluation were kept."
 
@@ -13,7 +13,7 @@ REMARK = "The training loss of every step, faint, and smoothed. The weights of t
 def learning(results: Results) -> str:
     """Both curves, side by side where there is room."""
     seeds, metric = results.metrics["seeds"], results.metrics["metric"]
-    curves = _losses(seeds) + _scores(seeds, metric)
+    curves = _losses(seeds) + scores(seeds, metric, "score")
     if not curves:
         return section("Learning curve", "", note("The run recorded no steps."))
     return section("Learning curve", REMARK, f'<div class="pair">{curves}</div>')
@@ -42,7 +42,8 @@ def _losses(seeds: list[Seed]) -> str:
     return figure(chart, legend(entries))
 
 
-def _scores(seeds: list[Seed], metric: str) -> str:
+def scores(seeds: list[Seed], metric: str, key: str) -> str:
+    """The validation metric by evaluation, as the chart ``key``."""
     traces: list[Trace] = []
     marks: list[Mark] = []
     for i, seed in enumerate(seeds):
@@ -54,7 +55,7 @@ def _scores(seeds: list[Seed], metric: str) -> str:
         return ""
     name = numbers.title(metric)
     named = [f"seed {s['seed']}: {_best(s, metric)}" for s in seeds]
-    chart = charts.lines("score", traces, marks, f"Validation {name} by step", "; ".join(named), "step", f"validation {name}",
+    chart = charts.lines(key, traces, marks, f"Validation {name} by step", "; ".join(named), "step", f"validation {name}",
                          numbers.is_fraction(metric))
     return figure(chart, legend((f"s{i % COLOURS}", words) for i, words in enumerate(named)) if len(seeds) > 1 else "")
 

@@ -65,12 +65,13 @@ def probability(p: float) -> str:
 
 def is_fraction(metric: str) -> bool:
     """Whether a metric is a share between 0 and 1, and so is read in percent and in points."""
-    return bool(_FRACTIONS & set(_words(metric)))
+    return bool(_FRACTIONS & set(_words(metric.rpartition(".")[2])))
 
 
 def title(metric: str) -> str:
-    """The name of a metric in a sentence: ``macro F1``, ``Pearson correlation``."""
-    return " ".join(_TITLES.get(word, word) for word in _words(metric))
+    """The name of a metric in a sentence: ``macro F1``, ``Pearson correlation``; of one of several tasks ``rte: accuracy``."""
+    task, dot, own = metric.rpartition(".")
+    return (f"{task}: " if dot else "") + " ".join(_TITLES.get(word, word) for word in _words(own))
 
 
 def value(metric: str, number: float) -> str:

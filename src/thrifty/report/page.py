@@ -13,6 +13,7 @@ from thrifty.report.learning import learning
 from thrifty.report.markup import note, record, section, text
 from thrifty.report.reading import Results
 from thrifty.report.style import STYLE
+from thrifty.report.tasks import by_task, outcome
 from thrifty.report.values import values
 
 Part = Callable[[Results], str]
@@ -34,8 +35,10 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 def compose(results: Results) -> str:
     """The report as HTML."""
     m = results.metrics
-    parts = [learning, values, *PARTS[m["task"]], cost, repeat]
-    body = [headline(m), *(part(results) for part in parts)]
+    body = [headline(m), learning(results), values(results)]
+    body += [part(own) for own in by_task(results) for part in [outcome, *PARTS[own.metrics["task"]]]] if "tasks" in m else \
+        [part(results) for part in PARTS[m["task"]]]
+    body += [cost(results), repeat(results)]
     title = f"{brief(m['model'])} adapted to {brief(m['data'])} with {m['method']}"
     return ('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

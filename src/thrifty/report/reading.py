@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.core.errors import BrokenArtifact
-from thrifty.report.schema import Metrics, Prediction, check, check_prediction
+from thrifty.report.files import Metrics, Prediction
+from thrifty.report.schema import check, check_prediction
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Results:
     config: dict[str, Any] | None
     environment: dict[str, Any] | None
     data: dict[str, Any] | None
+    key: str = ""   # stands before the names of charts, which differ throughout a page
 
     @property
     def pooled(self) -> str:

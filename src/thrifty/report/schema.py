@@ -1,155 +1,12 @@
-"""What the files of a finished run say, key by key, and the checks that they do say it.
-
-A run folder holds::
-
-    metrics.json         one ``Metrics``                      (must be there)
-    predictions.jsonl    one ``Prediction`` per line, test split, every seed
-    config.json          the resolved settings, any JSON object
-    environment.json     versions, processor, threads, precision, any JSON object
-    data.json            the data record, any JSON object
-
-Every key of ``Metrics`` is always present: what does not apply is ``null``, an empty list or an empty object, never absent,
-and no other key is allowed. Numbers are finite (a loss that was not finite is ``null``). Shares are fractions (0.87, not 87).
-"""
+"""Checks that the files of a finished run say what ``thrifty.report.files`` says they must."""
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
 
 from thrifty.core.errors import BrokenArtifact, nearest
+from thrifty.report.files import Estimate, Metrics, Prediction, TaskPart
 from thrifty.report.fitting import WORDS, fit, show
-
-Task = Literal["text-classification", "image-classification", "token-classification", "multiple-choice", "regression",
-               "causal-generation", "seq2seq-generation", "masked-language"]
-
-
-class Estimate(TypedDict):
-    """A number and how well it is known. With one seed the interval is over test items, with several over seeds."""
-
-    value: float            # the point value; with several seeds their mean
-    low: float | None       # lower end of the 95 % interval, null if none was computed
-    high: float | None
-    spread: float | None    # standard deviation over seeds, null with one seed
-
-
-class Step(TypedDict):
-    """One optimizer step, or the last of every few where a run is long."""
-
-    step: int
-    epoch: float
-    loss: float | None      # mean training loss per item; null where it was not finite
-    rate: float             # learning rate
-
-
-class Evaluation(TypedDict):
-    """One pass over the validation split."""
-
-    step: int
-    epoch: float
-    values: dict[str, float]    # metric name -> value; holds ``Metrics.metric``, may hold "loss"
-
-
-class Seed(TypedDict):
-    """One training, from its seed to its test values."""
-
-    seed: int
-    history: list[Step]
-    evaluations: list[Evaluation]
-    best_step: int | None       # the step of the evaluation that was kept; null if there was none
-    stopped: Literal["finished", "early", "interrupted"]
-    test: dict[str, Estimate]   # metric name -> value, interval over items; empty if the test split was not read
-
-
-class Baseline(TypedDict):
-    """Something cheaper that the run has to beat, on the same test items."""
-
-    name: str                       # "majority", "linear", ...
-    title: str                      # fits into "better than <title>": "frozen features with a linear head"
-    test: dict[str, Estimate]
-    difference: Estimate | None     # the run minus this baseline on ``Metrics.metric``, paired over the same items
-
-
-class Items(TypedDict):
-    """Rows per split, after limits and skipped rows."""
-
-    train: int
-    validation: int
-    test: int
-
-
-class Timing(TypedDict):
-    """Wall-clock, summed over seeds."""
-
-    train_seconds: float
-    evaluate_seconds: float
-    steps: int                              # optimizer steps, summed over seeds
-    examples_per_second: float | None       # training examples
-
-
-class Memory(TypedDict):
-    """The most memory that was held at once."""
-
-    peak_bytes: int | None
-    kind: Literal["process", "device"]      # resident memory of the process, or allocated on the accelerator
-
-
-class Parameters(TypedDict):
-    """Counts of numbers, not bytes."""
-
-    base: int       # all parameters of the model before it was adapted
-    tuner: int      # trainable, outside the head
-    head: int       # trainable, in the head
-
-
-class Metrics(TypedDict):
-    """The whole of ``metrics.json``."""
-
-    schema: Literal[1]
-    created: str                    # when the run ended, ISO 8601 with offset
-    command: str | None             # the command line that repeats it
-    task: Task
-    method: str                     # "lora"
-    settings: dict[str, Any]        # the method's numbers: {"rank": 8, "where": "attn.q|attn.v"}
-    model: str                      # as the user named it
-    data: str                       # as the user named it
-    metric: str                     # the primary metric, higher is better
-    labels: list[str] | None        # the label space in order; for token classification the tags
-    items: Items
-    test: dict[str, Estimate]       # over all seeds; empty if the test split was not read
-    baselines: list[Baseline]
-    seeds: list[Seed]
-    timing: Timing
-    memory: Memory
-    parameters: Parameters
-    adapter_bytes: int | None       # size of the adapter folder on disk
-    warnings: list[str]             # whole sentences in plain words, without markup; how a seed stopped is said by ``stopped``
-
-
-class PredictionParts(TypedDict, total=False):
-    """What only some predictions carry."""
-
-    written: str            # what a language model wrote, where ``prediction`` was read from it
-    image: str              # a small thumbnail as data:image/png;base64,... (png, jpeg, webp or gif)
-    choices: list[str]      # multiple choice
-
-
-class Prediction(PredictionParts):
-    """One line of ``predictions.jsonl``.
-
-    ``prediction`` is null where what was ``written`` names no label or choice, which is always wrong. Else
-    ``target`` and ``prediction`` are label names for classification, lists of tag names (one per token) for token
-    classification, the index of a choice for multiple choice, numbers for regression, texts for generation (there ``target``
-    may be a list of references).
-    """
-
-    index: int                          # row of the test split
-    seed: int
-    input: str | list[str] | None       # a text, two texts, the tokens; null for images
-    target: str | int | float | list[str]
-    prediction: str | int | float | list[str] | None
-    scores: list[float] | None          # probabilities in the order of ``labels`` or ``choices``; else null
-
 
 UNREADABLE = ("text-classification", "multiple-choice")    # tasks whose answer may be written so that it cannot be read
 PICTURE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}")
@@ -168,10 +25,15 @@ def check(metrics: object, place: str = "metrics.json") -> Metrics:
         raise BrokenArtifact(f"{place}: labels holds the same name twice")
     if labels is None and found["task"].endswith("classification"):
         raise BrokenArtifact(f"{place}: labels is null, but {found['task']} has labels")
+    if (found["task"] == "several") != ("tasks" in found):
+        raise BrokenArtifact(f"{place}: tasks is there if and only if task is 'several', which it is "
+                             f"{'' if found['task'] == 'several' else 'not'}")
     if len({s["seed"] for s in found["seeds"]}) != len(found["seeds"]):
         raise BrokenArtifact(f"{place}: seeds holds the same seed twice")
     if not found["seeds"]:
         raise BrokenArtifact(f"{place}: seeds is empty; it holds one entry per training")
+    for name, part in found.get("tasks", {}).items():
+        _check_part(found, name, part, place)
     measured = [("test", found["test"])] + [(f"seeds[{i}].test", s["test"]) for i, s in enumerate(found["seeds"])]
     measured += [(f"baselines[{i}].test", b["test"]) for i, b in enumerate(found["baselines"])]
     for path, values in measured:
@@ -190,6 +52,20 @@ def check(metrics: object, place: str = "metrics.json") -> Metrics:
     return found
 
 
+def _check_part(metrics: Metrics, name: str, part: TaskPart, place: str) -> None:
+    path = f"tasks.{name}"
+    if part["labels"] is None and part["task"].endswith("classification"):
+        raise BrokenArtifact(f"{place}: {path}.labels is null, but {part['task']} has labels")
+    if metrics["test"]:
+        _need(f"{name}.{part['metric']}", metrics["test"], place, "test")
+    for i, baseline in enumerate(part["baselines"]):
+        _need(part["metric"], baseline["test"], place, f"{path}.baselines[{i}].test")
+        for metric, estimate in baseline["test"].items():
+            _ordered(estimate, place, f"{path}.baselines[{i}].test.{metric}")
+        if baseline["difference"] is not None:
+            _ordered(baseline["difference"], place, f"{path}.baselines[{i}].difference")
+
+
 def check_prediction(row: object, metrics: Metrics, place: str) -> Prediction:
     """``row`` itself, once it is known to be a ``Prediction`` that fits the task and labels of ``metrics``.
 
@@ -198,7 +74,7 @@ def check_prediction(row: object, metrics: Metrics, place: str) -> Prediction:
     """
     fit(row, Prediction, place)
     found: Prediction = row  # type: ignore[assignment]
-    task, labels = metrics["task"], metrics["labels"]
+    task, labels = _meant(found, metrics, place)
     if "image" in found and not PICTURE.fullmatch(found["image"]):
         raise BrokenArtifact(f"{place}: image is not a data:image/...;base64 address")
     if found["seed"] not in {s["seed"] for s in metrics["seeds"]}:
@@ -223,6 +99,18 @@ def check_prediction(row: object, metrics: Metrics, place: str) -> Prediction:
         choices = range(len(found.get("choices", found["scores"])))
         _likeliest(found, found["scores"], choices if task == "multiple-choice" else labels or [], place)
     return found
+
+
+def _meant(row: Prediction, metrics: Metrics, place: str) -> tuple[str, list[str] | None]:
+    """The kind of task that a prediction is of, and its labels."""
+    parts, name = metrics.get("tasks"), row.get("task")
+    if parts is None:
+        if name is not None:
+            raise BrokenArtifact(f"{place}: task is {name!r}, but the run has one task, which has no name")
+        return metrics["task"], metrics["labels"]
+    if name not in parts:
+        raise BrokenArtifact(f"{place}: task is {show(name)}, which is none of the tasks.{nearest(str(name), parts)}")
+    return parts[name]["task"], parts[name]["labels"]
 
 
 def _one_tag_each(row: Prediction, place: str) -> None:

@@ -2,10 +2,10 @@
 from __future__ import annotations
 
 from thrifty.report import numbers
+from thrifty.report.files import Estimate
 from thrifty.report.headline import rivals
 from thrifty.report.markup import section, table, text
 from thrifty.report.reading import Results
-from thrifty.report.schema import Estimate
 
 
 def values(results: Results) -> str:

@@ -15,7 +15,7 @@ THUMBNAIL = 96  # pixels on the long side
 
 def write_out(task: Task, predictions: Sequence[Mapping[str, Any]], table: Mapping[str, Sequence[Any]],
               seed: int) -> list[dict[str, Any]]:
-    """One line of ``predictions.jsonl`` per test row, as ``thrifty.report.schema`` describes it."""
+    """One line of ``predictions.jsonl`` per test row, as ``thrifty.report.files`` describes it."""
     found = []
     for index, said in enumerate(predictions):
         row = {role: column[index] for role, column in table.items()}
