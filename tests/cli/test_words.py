@@ -84,6 +84,15 @@ def test_values_get_the_types_of_their_fields() -> None:
                         "columns": {"text": "review", "label": "stars"}}
 
 
+def test_what_may_be_said_of_one_dataset_or_of_each_of_several() -> None:
+    _, _, one = gather("--task", "regression", "--metric", "spearman", "--format", "Is a = b, or {text}?", "--temperature", "inf")
+    assert one == {"task": "regression", "metric": "spearman", "format": "Is a = b, or {text}?", "temperature": float("inf")}
+    _, _, each = gather("--task", "a=regression", "--metric", "a=mse,b=accuracy", "--format", "a=t5:rte,b=flan:rte:3",
+                        "--temperature", "equal", "--one-head", "true")
+    assert each == {"task": {"a": "regression"}, "metric": {"a": "mse", "b": "accuracy"}, "temperature": "equal", "one_head": True,
+                    "format": {"a": "t5:rte", "b": "flan:rte:3"}}
+
+
 FILES = {
     "s.yaml": "model: here\ndata: there\nmethod: {name: lora, rank: 4}\nepochs: 2\nrate: 5e-4\ncolumns: {text: review}\n",
     "s.toml": 'model = "here"\ndata = "there"\nepochs = 2\nrate = 5e-4\n[method]\nname = "lora"\nrank = 4\n'

@@ -10,6 +10,7 @@ from thrifty.artifact.files import adapter_folder
 from thrifty.cli.parsing import Parser
 from thrifty.core.errors import NoSuchSetting, ThriftyError
 from thrifty.models import load
+from thrifty.train.forms import form_of
 
 EXAMPLES = (
     "thrifty convert runs/first --to peft --out first-peft/",
@@ -49,8 +50,7 @@ def to_peft(args: argparse.Namespace, out: Path) -> None:
 
     folder = adapter_folder(args.adapter)
     about = artifact.inspect(folder)["about"]
-    form = about.get("form", about.get("task"))
-    model = base(args, about.get("model"), form, about.get("labels") if form == about.get("task") else None)
+    model = base(args, about.get("model"), *(form_of(about) if "task" in about else (None, None)))
     peft.write(artifact.load(model, folder), out, base_name=args.model or about.get("model"))
 
 

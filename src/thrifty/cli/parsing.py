@@ -3,12 +3,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from thrifty.core.errors import NoSuchSetting, nearest
+
+PAIR = re.compile(r"[\w.-]+=[^{}]*$")
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,9 +58,11 @@ def typed(name: str, raw: str, kind: str) -> Any:
                 return make(raw)
             except ValueError:
                 continue
-    if "str" in kinds or kind.startswith("Literal"):
+    mapped = any(part.startswith("dict") for part in kinds)
+    told = mapped and all(PAIR.match(part.strip()) for part in raw.split(","))  # and no text of its own, as formats may be
+    if ("str" in kinds and not told) or any(part.startswith("Literal") for part in kinds):
         return raw
-    if kind.startswith("dict"):
+    if mapped:
         return pairs([part for part in raw.split(",") if part.strip()], name)
     try:
         return json.loads(raw)

@@ -14,6 +14,7 @@ EXAMPLES = (
     'thrifty predict runs/first --text "The lamp at our corner has been dark for a week"',
     "thrifty predict runs/first --data new.csv --out answers.jsonl",
     "thrifty predict runs/first --data cityline --split validation",
+    "thrifty predict runs/both --task-name rte --data new.csv      # of several tasks that were learned together",
     "thrifty predict shared/adapter --data new.csv --model ./all-MiniLM-L6-v2",
 )
 
@@ -24,6 +25,7 @@ def parser() -> Parser:
     made.add_argument("run", help="folder of a run, or of an adapter")
     made.add_argument("--data", help="rows to answer, with the columns of the training data; labels are not needed")
     made.add_argument("--text", action="append", default=[], help="a text to answer; may be given several times")
+    made.add_argument("--task-name", metavar="NAME", help="which of the tasks that the adapter learned together")
     made.add_argument("--split", help="which split of the data, where it has several")
     made.add_argument("--model", help="the base model, if it is no longer where it was in training")
     made.add_argument("--out", metavar="FILE", help="write the lines there (default: to the screen)")
@@ -42,7 +44,8 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         raise NoSuchSetting("thrifty predict needs either --data or --text")
     if args.batch < 1:
         raise NoSuchSetting(f"batch must be at least 1, not {args.batch}")
-    found = predict(args.run, args.data, texts=args.text, model=args.model, split=args.split, batch=args.batch, device=args.device)
+    found = predict(args.run, args.data, texts=args.text, model=args.model, split=args.split, batch=args.batch, device=args.device,
+                    task_name=args.task_name)
     if args.out:
         write_lines(Path(args.out), found)
         print(f"{len(found)} answers in {args.out}")

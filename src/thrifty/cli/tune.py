@@ -5,6 +5,7 @@ import argparse
 import shlex
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from thrifty.cli.parsing import Parser, field_kinds, pairs, read_file, settle, typed
@@ -15,6 +16,7 @@ EXAMPLES = (
     "thrifty tune --model minilm --data cityline --method lora --out runs/first",
     "thrifty tune --model minilm --data reviews.csv --columns text=review,label=stars --seeds 3",
     "thrifty tune --model ./bert --data photos/ --method lora --set rank=16 --set where='attn.?|mlp.*' --rate 1e-3",
+    "thrifty tune --model minilm --data rte=glue/rte --data stsb=glue/stsb --temperature 2 --metric rte=accuracy,stsb=spearman",
     "thrifty tune --config study.yaml --out runs/study",
     "thrifty tune --config runs/first/config.json --out runs/again      # the same run once more",
     "thrifty tune --model minilm --data cityline --out runs/first --resume",
@@ -29,7 +31,8 @@ def parser() -> Parser:
     """Its options; those of training are the fields of `thrifty.train.Settings`."""
     made = Parser("tune", ABOUT, EXAMPLES)
     made.add_argument("--model", help="minilm (built in), a local folder, a hub id, or timm:NAME")
-    made.add_argument("--data", help="a file or folder of tables, a folder of images by class, cityline (built in), a hub id")
+    made.add_argument("--data", action="append", help="a file or folder of tables, a folder of images by class, cityline (built "
+                      "in), a hub id; several times NAME=DATA to learn several tasks together")
     made.add_argument("--method", help="see `thrifty methods` (default: lora)")
     made.add_argument("--out", help="folder of the run (default: a new one under runs/)")
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, such as the method's rank=16")
@@ -73,7 +76,8 @@ def gather(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], di
     for name in held:
         if name not in kinds and name not in PLACES:
             raise NoSuchSetting(f"{args.config}: unknown setting {name!r}." + nearest(name, [*PLACES, *kinds], 40))
-    places = {name: getattr(args, name) or held.get(name) for name in ("model", "data", "out")}
+    places = {"model": args.model or held.get("model"), "data": sources(args.data) or held.get("data"),
+              "out": args.out or held.get("out")}
     for name in ("model", "data"):
         if not places[name]:
             raise NoSuchSetting(f"thrifty tune needs --{name}" + (" (minilm is built in)" if name == "model" else
@@ -83,6 +87,17 @@ def gather(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], di
     settings |= settle(said, kinds)
     method, extra = choose(args.method, held.get("method"), pairs(args.set, "--set"))
     return places, method, settings | extra
+
+
+def sources(words: list[str] | None) -> str | dict[str, str] | None:
+    """What ``--data`` says: one source, or several by the names of their tasks.
+
+    Raises:
+        NoSuchSetting: several sources without names, or a name twice.
+    """
+    if not words or (len(words) == 1 and ("=" not in words[0] or Path(words[0]).exists())):
+        return words[0] if words else None
+    return pairs(words, "--data")
 
 
 def choose(named: str | None, held: Any, sets: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:

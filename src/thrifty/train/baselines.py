@@ -14,7 +14,8 @@ from thrifty.train.predicting import answer
 from thrifty.train.processes import Processes
 from thrifty.train.training import Material
 
-MAJORITY = {"regression": "the mean of the training targets", "token-classification": "the most frequent tag",
+MAJORITY = {"several": "answers that never look at the input",
+            "regression": "the mean of the training targets", "token-classification": "the most frequent tag",
             "multiple-choice": "the place that is right most often"}
 TITLES = {"linear": "frozen features with a linear head", "untrained": "the same model before training"}
 Answers = list[dict[str, Any]]

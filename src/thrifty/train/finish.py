@@ -14,16 +14,19 @@ from typing import Any
 from thrifty import artifact, report
 from thrifty.models.kinds import LIKELIHOOD
 from thrifty.report.schema import check
-from thrifty.train import baselines, results
+from thrifty.tasks import Task
+from thrifty.tasks.several import Several
+from thrifty.train import baselines, parts, results
 from thrifty.train.environment import environment
 from thrifty.train.files import write_json, write_lines
 from thrifty.train.folder import clear, size
 from thrifty.train.job import Job, Trained
 from thrifty.train.memory import peak
 from thrifty.train.predicting import answer
-from thrifty.train.rows import write_out
 from thrifty.train.run import Run
 from thrifty.train.warnings import warnings
+
+Rival = dict[str, Any]  # a baseline, as metrics.json holds it
 
 
 def finish(job: Job, trained: Sequence[Trained], command: str | None) -> Run:
@@ -33,14 +36,16 @@ def finish(job: Job, trained: Sequence[Trained], command: str | None) -> Run:
     examples = job.task.encode(table)
     answers = [predict(job, one, examples) for one in trained]
     seconds = time.monotonic() - began
-    rivals = measure_baselines(job, answers, table, examples, features) if job.settings.baselines else []
+    shares = parts.divide(job, table, examples)
+    rivals, by_task = measure_baselines(job, answers, table, shares, features)
     if not job.processes.main:
         job.processes.wait()
         return Run(job.folder, {})
     best = max(trained, key=lambda one: one.log.best_value or 0.0)
     keep(best.adapter, job.folder / "adapter")
-    lines = [line for one, said in zip(trained, answers, strict=True) for line in write_out(job.task, said, table, one.seed)]
+    lines = [line for one, said in zip(trained, answers, strict=True) for part in shares for line in part.write_out(said, one.seed)]
     metrics = describe(job, trained, [results.over_items(job.task, said, table) for said in answers], rivals, seconds, command)
+    metrics |= parts.describe(job, shares, by_task)
     write_json(job.folder / "environment.json", environment(job.processes, job.precision))
     write_json(job.folder / "data.json", job.dataset.record)
     write_lines(job.folder / "predictions.jsonl", lines)
@@ -82,10 +87,11 @@ def within_reach(job: Job, adapter: Path) -> Iterator[Path]:
         yield Path(spare)
 
 
-def predict_untrained(job: Job, examples: list[dict[str, Any]]) -> results.Answers:
+def predict_untrained(job: Job, part: parts.Part) -> results.Answers:
     """What the model said before it was trained."""
     with plain_model(job):
-        return answer(job.task.predict, job.task, job.backbone.model, examples, job.settings.batch, job.processes, job.precision)
+        return answer(part.task.predict, part.task, job.backbone.model, part.examples, job.settings.batch, job.processes,
+                      job.precision)
 
 
 @contextlib.contextmanager
@@ -98,34 +104,48 @@ def plain_model(job: Job) -> Iterator[None]:
             yield
 
 
-def take_features(job: Job) -> baselines.Features | None:
-    """What the frozen model sees in training and validation rows, for the linear baseline."""
+def take_features(job: Job) -> dict[str | None, baselines.Features | None]:
+    """What the frozen model sees in the training and validation rows of each task, for the linear baseline."""
     if job.at is not None and not job.processes.sharded:
         job.at.detach()
     if not job.settings.baselines or job.processes.sharded:
-        return None
-    assert job.material is not None
+        return {}
     with plain_model(job):
-        return baselines.take_features(job.task, job.backbone.model, job.material, job.settings.batch, job.processes,
-                                       job.precision)
+        return {name: baselines.take_features(task, job.backbone.model, material, job.settings.batch, job.processes, job.precision)
+                for name, task, material in parts.materials(job)}
 
 
-def measure_baselines(job: Job, answers: list[results.Answers], table: Any, examples: list[dict[str, Any]],
-                      features: baselines.Features | None) -> list[dict[str, Any]]:
-    """The baselines on the same test rows, and how far the run is ahead of each."""
+def measure_baselines(job: Job, answers: list[results.Answers], table: Any, shares: list[parts.Part],
+                      features: dict[str | None, Any]) -> tuple[list[Rival], dict[str | None, list[Rival]]]:
+    """The baselines on the same test rows, and how far the run is ahead of each: over all rows, and by task."""
+    said = {part.name: ask_baselines(job, part, features.get(part.name)) if job.settings.baselines else {} for part in shares}
+    by_task: dict[str | None, list[Rival]] = {
+        part.name: beside_baselines(part.task, [part.of(one) for one in answers], said[part.name], part.table)
+        for part in shares if part.name is not None}
+    return beside_baselines(job.task, answers, parts.merge(shares, said), table), by_task
+
+
+def ask_baselines(job: Job, part: parts.Part, features: baselines.Features | None) -> dict[str, results.Answers]:
+    """What each baseline says of one task's test rows."""
     said = {}
-    if job.task.name not in LIKELIHOOD:  # an answer without looking has no likelihood
-        said["majority"] = job.task.majority(job.dataset.splits["train"], table)
-    if job.task.answers_untrained and not job.processes.sharded:
-        said["untrained"] = predict_untrained(job, examples)
+    if part.task.name not in LIKELIHOOD:  # an answer without looking has no likelihood
+        said["majority"] = part.task.majority(part.train, part.table)
+    if part.task.answers_untrained and not job.processes.sharded:
+        said["untrained"] = predict_untrained(job, part)
     if features is not None:
         with plain_model(job):
-            said["linear"] = features.predict(features.see(examples))
-    return [{"name": name, "title": baselines.title(name, job.task.name), "test": results.over_items(job.task, theirs, table),
-             "difference": results.ahead(job.task, answers, theirs, table)} for name, theirs in said.items()]
+            said["linear"] = features.predict(features.see(part.examples))
+    return said
 
 
-def describe(job: Job, trained: Sequence[Trained], measured: list[results.Estimates], rivals: list[dict[str, Any]],
+def beside_baselines(task: Task, answers: list[results.Answers], said: dict[str, results.Answers],
+                     table: Any) -> list[Rival]:
+    """Each baseline's scores, and how far the run is ahead of it."""
+    return [{"name": name, "title": baselines.title(name, task.name), "test": results.over_items(task, theirs, table),
+             "difference": results.ahead(task, answers, theirs, table)} for name, theirs in said.items()]
+
+
+def describe(job: Job, trained: Sequence[Trained], measured: list[results.Estimates], rivals: list[Rival],
              seconds: float, command: str | None) -> dict[str, Any]:
     """The contents of metrics.json."""
     logs = [one.log for one in trained]
@@ -134,7 +154,8 @@ def describe(job: Job, trained: Sequence[Trained], measured: list[results.Estima
     return {
         "schema": 1, "created": datetime.now().astimezone().isoformat(timespec="seconds"), "command": command,
         "task": job.task.name, "method": job.method.name, "settings": job.method.settings(), "model": job.config["model"],
-        "data": job.config["data"], "metric": job.task.metric, "labels": job.task.labels,
+        "data": job.config["data"] if isinstance(job.config["data"], str) else ", ".join(job.config["data"]),
+        "metric": job.task.metric, "labels": None if isinstance(job.task, Several) else job.task.labels,
         "items": {"train": rows(splits["train"]), "validation": rows(splits["validation"]), "test": job.dataset.test_rows},
         "test": results.over_seeds(measured), "baselines": rivals,
         "seeds": [{"seed": log.seed, "history": log.history, "evaluations": log.evaluations, "best_step": log.best_step,

@@ -19,8 +19,13 @@ from thrifty.core.errors import NoSuchSetting, ThriftyError, Unfit
 from thrifty.core.ledger import refuse_moved, snapshot
 from thrifty.core.watch import occasional
 from thrifty.data import Dataset
+from thrifty.data import Several as SeveralSets
+from thrifty.data.several import each
+from thrifty.methods.heads import Heads, heads
 from thrifty.models import Backbone, load, wrap
+from thrifty.models.together import widest
 from thrifty.tasks import Task
+from thrifty.tasks.several import Several
 from thrifty.train import chance
 from thrifty.train.checkpoint import Checkpoint, States
 from thrifty.train.interrupt import Interrupted, Wish
@@ -30,6 +35,8 @@ from thrifty.train.processes import Processes, move
 from thrifty.train.progress import Progress
 from thrifty.train.settings import Settings
 from thrifty.train.training import Material, Training
+
+LIMITS = ("max_length", "max_new_tokens", "metric")  # settings that are a task's
 
 
 @dataclass
@@ -100,19 +107,17 @@ class Job:
             self.at.detach()
         self.backbone = self.load(seed)
         model = self.backbone.model.to(self.processes.device)
-        limits = {name: getattr(self.settings, name) for name in ("max_length", "max_new_tokens", "metric")}
-        if self.dataset.format is not None:
-            limits |= {name: getattr(self.settings, name) for name in ("format", "words", "answer")}
-        self.task = tasks.get(self.dataset.task, self.backbone, self.dataset.labels,
-                              **{name: value for name, value in limits.items() if value is not None})
+        self.task = tasks.get(self.dataset.task, self.backbone, self.dataset.labels, **self.limits())
         train, validation = self.dataset.splits["train"], self.dataset.splits["validation"]
         self.task.fit(train)
         if self.material is None:
             self.material = Material(self.task.encode(train), self.task.encode(validation), validation)
         if self.settings.checkpointing:
             recompute(model)
+        names, widths = (list(self.task.parts), self.task.outputs) if isinstance(self.task, Several) else ([], [])
         at = attach(model, self.method, also_train="|".join(self.task.head_parameters) or None, seed=seed,
-                    example=self.example(), batches=self.batches())
+                    example=self.example(), batches=self.batches(), tasks=names,
+                    beside=heads(*widths) if widths and not self.settings.one_head else None)
         if self.settings.start is not None:
             self.left_behind = artifact.begin(at, self.settings.start)
         if at.masks and self.processes.sharded:
@@ -121,10 +126,39 @@ class Job:
         return at
 
     def load(self, seed: int) -> Backbone:
-        """The backbone; new tensors of a named one are drawn under ``seed``."""
+        """The backbone; new tensors of a named one are drawn under ``seed``. For several tasks it has the form of the widest."""
         if isinstance(self.model, str):
-            return load(self.model, self.form, self.dataset.labels if self.form == self.dataset.task else None, seed=seed)
+            return load(self.model, self.form, self.form_labels(), seed=seed)
         return self.model if isinstance(self.model, Backbone) else wrap(self.model)
+
+    @property
+    def widest(self) -> str | None:
+        """Of several tasks the one whose head is as wide as the model's own; None of one."""
+        sets = self.dataset
+        if not isinstance(sets, SeveralSets):
+            return None
+        return widest({name: part.task if part.format is None else self.form for name, part in sets.parts.items()},
+                      {name: part.labels for name, part in sets.parts.items()})
+
+    def form_labels(self) -> list[str] | None:
+        """The labels that the model's own head has outputs for; None where it has none."""
+        held = self.dataset.parts[self.widest or ""] if isinstance(self.dataset, SeveralSets) else self.dataset
+        return held.labels if self.form == held.task else None
+
+    def limits(self) -> dict[str, Any]:
+        """What the settings say of the task, or of each of several."""
+        if not isinstance(self.dataset, SeveralSets):
+            return self.limits_of(self.dataset, {name: getattr(self.settings, name) for name in LIMITS})
+        names = list(self.dataset.parts)
+        told = {name: each(getattr(self.settings, name), names, name) for name in LIMITS}
+        return {"parts": {name: {"task": part.task, **self.limits_of(part, {limit: told[limit][name] for limit in LIMITS})}
+                          for name, part in self.dataset.parts.items()}}
+
+    def limits_of(self, dataset: Dataset, told: dict[str, Any]) -> dict[str, Any]:
+        """What is ``told`` of one dataset, and of its format if it has one."""
+        if dataset.format is not None:
+            told |= {"format": dataset.format, "words": dataset.words, "answer": self.settings.answer}
+        return {name: value for name, value in told.items() if value is not None}
 
     def example(self) -> dict[str, Tensor]:
         """A small batch, as the model itself takes it."""
@@ -132,9 +166,9 @@ class Job:
         return self.task.inputs(self.backbone.model, move(self.task.collate(self.material.train[:2]), self.processes.device))
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
-        """The training rows, in batches that are made when a method asks for the next one."""
+        """The training rows, in batches that are made when a method asks for the next one; of several tasks those of the widest."""
         assert self.material is not None
-        rows, size = self.material.train, self.settings.batch
+        rows, size = [example for example in self.material.train if example.get("task") == self.widest], self.settings.batch
         for start in range(0, len(rows), size):
             batch = move(self.task.collate(rows[start : start + size]), self.processes.device)
             yield {key: value for key, value in batch.items() if isinstance(value, Tensor)}
@@ -166,6 +200,7 @@ class Job:
         assert self.at is not None
         found, parameters = self.at.summary(), dict(self.at.model.named_parameters())
         head = sum(parameters[name].numel() for name in self.task.head_parameters if name in self.at.base)
+        head += sum(p.numel() for edit in self.at.edits.values() if isinstance(edit, Heads) for p in edit.parameters())
         return {"base": found.base, "tuner": found.trainable - head, "head": head}
 
 

@@ -1,6 +1,7 @@
 """Answers to new rows from a trained adapter."""
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +12,13 @@ from torch import nn
 from thrifty import artifact, tasks
 from thrifty.artifact.files import adapter_folder
 from thrifty.core import Attachment
-from thrifty.core.errors import BrokenArtifact
+from thrifty.core import task as told
+from thrifty.core.errors import BrokenArtifact, NoSuchSetting
 from thrifty.models import Backbone, load, wrap
 from thrifty.tasks import Task
+from thrifty.tasks.several import Several
 from thrifty.tasks.spoken import Spoken
+from thrifty.train.forms import form_of
 from thrifty.train.inputs import from_texts, read_inputs
 from thrifty.train.precision import choose
 from thrifty.train.predicting import answer
@@ -31,6 +35,18 @@ class Opened:
     at: Attachment
     about: dict[str, Any]
 
+    def choose(self, name: str | None) -> tuple[Task, dict[str, str]]:
+        """The task called ``name``, or the only one, and which column played which role in it.
+
+        Raises:
+            NoSuchSetting: there are several and none is named, or not this one.
+        """
+        if isinstance(self.task, Several):
+            return self.task.part(name), self.about["columns"][name]
+        if name is not None:
+            raise NoSuchSetting(f"this adapter learned one task and no {name!r}: leave the task's name away")
+        return self.task, self.about["columns"]
+
 
 def open_adapter(run: str | os.PathLike[str], model: str | nn.Module | Backbone | None = None, device: str = "cpu") -> Opened:
     """The adapter in ``run`` (the folder of a run, or of an adapter) on ``model``, by default the one it was trained on.
@@ -44,10 +60,10 @@ def open_adapter(run: str | os.PathLike[str], model: str | nn.Module | Backbone 
     lacking = [key for key in ("task", "model", "columns") if key not in about]
     if lacking:
         raise BrokenArtifact(f"{folder} does not say its {lacking[0]}, as adapters written by thrifty tune do: use thrifty.load")
-    labels, form = about.get("labels"), about.get("form", about["task"])
+    labels = about.get("labels")
     model = model if model is not None else about["model"]
     if isinstance(model, str):
-        backbone = load(model, form, labels if form == about["task"] else None)
+        backbone = load(model, *form_of(about))
     else:
         backbone = model if isinstance(model, Backbone) else wrap(model)
     backbone.model.to(device)
@@ -57,7 +73,7 @@ def open_adapter(run: str | os.PathLike[str], model: str | nn.Module | Backbone 
 
 def predict(run: str | os.PathLike[str], data: Any = None, *, texts: Sequence[str] = (),
             model: str | nn.Module | Backbone | None = None, split: str | None = None, batch: int = 32,
-            device: str = "auto", precision: str = "auto") -> list[dict[str, Any]]:
+            device: str = "auto", precision: str = "auto", task_name: str | None = None) -> list[dict[str, Any]]:
     """One answer per row: ``index``, ``input``, ``prediction`` in words, and ``scores`` in the order of the labels.
 
     Args:
@@ -66,20 +82,22 @@ def predict(run: str | os.PathLike[str], data: Any = None, *, texts: Sequence[st
         texts: texts to answer instead of data.
         model: the base model, where it is no longer where it was in training.
         split: which split of ``data``, where it has several.
+        task_name: which of the tasks that the adapter learned together.
 
     Raises:
         ThriftyError: nothing to answer, data without the columns of the training, a damaged adapter, another base model.
     """
     processes = here(device)
     opened = open_adapter(run, model, str(processes.device))
-    task = opened.task
+    task, columns = opened.choose(task_name)
     format = task.format if isinstance(task, Spoken) else None
     if data is None:
         table = from_texts(list(texts), task.name, format)
     else:
-        table = read_inputs(data, task.name, opened.about["columns"], split, format)
-    examples = task.encode(table)
-    found = answer(task.predict, task, opened.backbone.model, examples, batch, processes, choose(precision, processes.device))
+        table = read_inputs(data, task.name, columns, split, format)
+    examples, precise = task.encode(table), choose(precision, processes.device)
+    with told(opened.backbone.model, task_name) if task_name is not None else contextlib.nullcontext():
+        found = answer(task.predict, task, opened.backbone.model, examples, batch, processes, precise)
     rows = [{role: column[i] for role, column in table.items()} for i in range(len(found))]
     return [{"index": i, "input": said.get("input", read_input(row)), "prediction": name_prediction(task, said, row),
              "scores": said.get("scores"), **({"written": said["written"]} if "written" in said else {})}

@@ -1,7 +1,7 @@
 """A model's answers to a whole table."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -25,17 +25,25 @@ def length(example: Mapping[str, Any]) -> int:
     return len(example.get("input_ids", ()))
 
 
+def by_task(examples: Sequence[Mapping[str, Any]]) -> dict[str | None, list[int]]:
+    """The places of each task's examples, short ones first; all under None where there is one task."""
+    found: dict[str | None, list[int]] = {}
+    for place in sorted(range(len(examples)), key=lambda i: length(examples[i])):
+        found.setdefault(examples[place].get("task"), []).append(place)
+    return found
+
+
 def answer(question: Answer, task: Task, model: nn.Module, examples: list[dict[str, Any]], batch: int, processes: Processes,
            precision: Precision, wish: Wish | None = None) -> list[Any]:
-    """``question(model, batch)`` for every example, in their order. Examples of like length go together, to pad little.
+    """``question(model, batch)`` for every example, in their order. Examples of like length go together, to pad little, and
+    those of different tasks never do.
 
     Several processes share the batches, unless weights are spread over them: then every step needs all, and all do all.
 
     Raises:
         Abandoned: ``wish`` came while one process was alone at it.
     """
-    rows = sorted(range(len(examples)), key=lambda i: length(examples[i]))
-    batches = [rows[i : i + batch] for i in range(0, len(rows), batch)]
+    batches = [rows[i : i + batch] for rows in by_task(examples).values() for i in range(0, len(rows), batch)]
     shared = processes.world > 1 and not processes.sharded
     found: list[Any] = [None] * len(examples)
     mine: list[tuple[int, Any]] = []

@@ -47,9 +47,20 @@ class Run:
         wide = max(len(title) for title, *_ in rows)
         for title, estimate, gap in rows:
             lines.append(f"  {title:<{wide}}  {_shown(name, estimate)}{_gap(name, gap)}")
+        lines += self._by_task(m.get("tasks", {}))
         lines += [f"{label:<21} {value}" for label, value in self._costs()]
         lines += [f"Note: {warning}" for warning in m["warnings"]]
         return "\n".join(lines)
+
+    def _by_task(self, tasks: dict[str, Any]) -> list[str]:
+        lines = []
+        for name, part in tasks.items():
+            metric = f"{name}.{part['metric']}"
+            lines.append(f"{name}: {numbers.title(part['metric'])} {_shown(metric, self.metrics['test'].get(metric))} on "
+                         f"{part['items']['test']} items")
+            lines += [f"  {b['title']}  {_shown(metric, b['test'].get(part['metric']))}{_gap(metric, b['difference'])}"
+                      for b in part["baselines"]]
+        return lines
 
     def _costs(self) -> list[tuple[str, str]]:
         m = self.metrics

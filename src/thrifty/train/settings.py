@@ -9,6 +9,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from thrifty.core.errors import NoSuchSetting, nearest
 from thrifty.train.schedule import SCHEDULES
 
+MIXING = ("temperature", "cap", "one_head")  # what has a meaning for several datasets only
+
 
 def _said(default: Any, about: str) -> Any:
     return field(default=default, metadata={"about": about})
@@ -18,19 +20,29 @@ def _said(default: Any, about: str) -> Any:
 class Settings:
     """How to train. The defaults are for small sets on a small machine; each field is a setting of `thrifty tune` too."""
 
-    task: str | None = _said(None, "what the data is for; inferred from its columns unless told")
-    columns: dict[str, Any] | None = _said(None, "role=column pairs where names leave a choice: text=review,label=stars")
+    task: str | dict[str, Any] | None = _said(None, "what the data is for; inferred from its columns unless told. Of several "
+                                                    "datasets: name=task pairs")
+    columns: dict[str, Any] | None = _said(None, "role=column pairs where names leave a choice: text=review,label=stars; of one "
+                                                 "of several datasets name.text=review")
     limit: int | None = _said(None, "train on at most this many rows, drawn with the split seed")
     allow_leak: bool = _said(False, "go on although equal rows lie in different splits; the report says so")
     skip_bad: bool = _said(False, "leave out rows that cannot be used; the report says so")
     split_seed: int = _said(0, "for carving splits where the data has none; stays the same over seeds")
     max_length: int | None = _said(None, "tokens after which a text is cut (default: 256, or what the model has positions for)")
     max_new_tokens: int | None = _said(None, "tokens that generation may write")
-    format: str | None = _said(None, "answer in words, rows written as this says: t5:mrpc, flan:rte, 'Is this good? {review}'")
-    words: dict[str, Any] | None = _said(None, "label=word pairs that spell classes in a format otherwise than it does")
+    format: str | dict[str, Any] | None = _said(None, "answer in words, rows written as this says: t5:mrpc, flan:rte, 'Is this "
+                                                      "good? {review}'. Of several datasets: name=format pairs")
+    words: dict[str, Any] | None = _said(None, "label=word pairs that spell classes in a format otherwise than it does; of one of "
+                                               "several datasets name.label=word")
     answer: Literal["auto", "written", "ranked", "ranked-mean"] = _said(
         "auto", "with a format, how answers are found: written, or ranked by likelihood (its sum, or mean per token)")
-    metric: str | None = _said(None, "validation metric that decides when to stop and what to keep")
+    metric: str | dict[str, Any] | None = _said(None, "validation metric that decides when to stop and what to keep. Of several "
+                                                      "datasets: name=metric pairs; the mean of them decides")
+    temperature: float | None | Literal["equal", "annealed"] = _said(
+        None, "of several datasets: how often a batch comes from each, in proportion to rows^(1/temperature) (default: 1, by "
+              "size); equal; or annealed, from by size towards equal")
+    cap: int | None = _said(None, "of several datasets: count at most this many rows of each")
+    one_head: bool | None = _said(None, "of several datasets with the same labels, such as languages: one head for all")
 
     epochs: float | None = _said(None, "passes over the training rows (default: as many as make 300 steps, 3 to 12)")
     batch: int = _said(32, "rows per process that go through the model at once")
@@ -57,7 +69,11 @@ class Settings:
             object.__setattr__(self, name, _fit(name, getattr(self, name), kind))
         for name in ("batch", "accumulate", "seeds", "checkpoint_every"):
             _need(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("limit", "max_new_tokens"):
+        if self.temperature == float("inf"):  # which JSON cannot write down
+            object.__setattr__(self, "temperature", "equal")
+        heat = self.temperature
+        _need(heat is None or isinstance(heat, str) or heat >= 1, "temperature", heat, "at least 1, equal or annealed")
+        for name in ("limit", "max_new_tokens", "cap"):
             _need(getattr(self, name) is None or getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("epochs", "rate", "clip", "evaluations"):
             _need(getattr(self, name) is None or 0 < getattr(self, name) < float("inf"), name, getattr(self, name), "positive")
@@ -79,8 +95,8 @@ class Settings:
         return cls(**values)
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return asdict(self)
+        """As JSON holds it. What only several datasets have is left out where it is not set."""
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in MIXING}
 
 
 def kinds() -> dict[str, Any]:

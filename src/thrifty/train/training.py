@@ -15,9 +15,10 @@ from thrifty.tasks import Task
 from thrifty.train.checkpoint import Checkpoint, States
 from thrifty.train.interrupt import Interrupted, Wish
 from thrifty.train.log import Log
-from thrifty.train.order import Order, deal
+from thrifty.train.mixture import Mixture, arrange
+from thrifty.train.order import deal
 from thrifty.train.precision import Precision
-from thrifty.train.predicting import Abandoned, answer, length
+from thrifty.train.predicting import Abandoned, answer
 from thrifty.train.processes import Processes, move
 from thrifty.train.progress import Progress
 from thrifty.train.schedule import share
@@ -43,9 +44,11 @@ class Training:
         assert settings.rate is not None and settings.epochs is not None and at.method is not None
         self.at, self.model, self.task, self.material, self.settings = at, model, task, material, settings
         self.processes, self.precision, self.method = processes, precision, at.method
-        self.order = Order(len(material.train), settings.batch * settings.accumulate * processes.world, seed,
-                           [length(example) for example in material.train])
+        self.order = arrange(material.train, settings.batch * settings.accumulate * processes.world, seed, settings.temperature,
+                             settings.cap, settings.epochs)
         self.total = max(1, math.ceil(settings.epochs * self.order.per_epoch))
+        if isinstance(self.order, Mixture):
+            self.order.refuse_never(self.total)
         self.optimizer = torch.optim.AdamW(self.method.groups(at, settings.rate, settings.decay), lr=settings.rate)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.log = Log(seed)
@@ -121,7 +124,8 @@ class Training:
                 examples = [self.material.train[row] for row in chosen or rows[:1]]
                 batch = move(self.task.collate(examples), self.processes.device)
                 with self.precision.autocast():
-                    mean, count = self.method.loss(self.at, self.task, self.model, batch)
+                    task, own = self.task.turn(self.model, batch)
+                    mean, count = self.method.loss(self.at, task, self.model, own)
                 count = count if chosen else 0  # an empty hand takes part in the exchange, with nothing to add
                 value = float(mean.detach())
                 if not math.isfinite(value):

@@ -11,19 +11,19 @@ from torch import nn
 
 from thrifty import report
 from thrifty.core import Method
-from thrifty.core.errors import NoSuchSetting, ThriftyError
-from thrifty.data import Dataset, read
+from thrifty.core.errors import ThriftyError
+from thrifty.data import Several
 from thrifty.models import Backbone
 from thrifty.train import chance
 from thrifty.train.checkpoint import refuse_other
 from thrifty.train.choosing import choose_method, describe, resolve
 from thrifty.train.files import read_json, write_json
-from thrifty.train.finish import finish, rows
+from thrifty.train.finish import finish
 from thrifty.train.folder import claim, free_name
-from thrifty.train.forms import encodes_and_decodes, form
 from thrifty.train.job import Job
 from thrifty.train.precision import choose
 from thrifty.train.processes import here
+from thrifty.train.reading import count_rows, find_form, name_data, read_data, settle
 from thrifty.train.run import Run
 from thrifty.train.settings import Settings
 
@@ -37,7 +37,8 @@ def tune(model: str | nn.Module | Backbone, data: Any, method: str | Method | Ma
     Args:
         model: the built-in "minilm", a local folder, a hub id; or a module, or a `thrifty.models.Backbone` (a module and its
             tokenizer). A module comes back as it was: load the adapter to use it.
-        data: anything that `thrifty.data.read` takes: files, folders, "cityline", a hub id, tables in memory.
+        data: anything that `thrifty.data.read` takes: files, folders, "cityline", a hub id, tables in memory. Or several of
+            them by the names of their tasks, {"rte": folder, "mrpc": other}: then one model learns all, each batch from one.
         method: a name, a method such as ``thrifty.LoRA(rank=16)``, or ``{"name": "lora", "rank": 16}``.
         out: the run's folder; by default a new one under ``runs/``.
         settings, changes: see `thrifty.train.Settings`; ``changes`` are single settings by name, and come last.
@@ -56,12 +57,13 @@ def tune(model: str | nn.Module | Backbone, data: Any, method: str | Method | Ma
         raise ThriftyError("resume needs to know which run: give its folder as out")
     dataset = read_data(data, given, model)
     precision = choose(given.precision, processes.device)
-    shape = form(dataset.task, dataset.format, model)
-    full = resolve(given, chosen, shape, rows(dataset.splits["train"]), processes.world, precision.name)
-    full = replace(full, task=dataset.task, format=dataset.format, words=dataset.words)
-    names = {"model": name_model(model), "data": dataset.record["source"]["name"] or "data"}
+    shape = find_form(dataset, model, given)
+    full = resolve(given, chosen, shape, count_rows(dataset, given.cap), processes.world, precision.name)
+    full = replace(full, **settle(dataset, given))
+    names = {"model": name_model(model), "data": name_data(dataset)}
     config = {**names, "method": describe(chosen), **full.plain()}
-    name = "-".join(brief(part) for part in (*names.values(), chosen.name))
+    data_named = "-and-".join(names["data"]) if isinstance(dataset, Several) else names["data"]
+    name = "-".join(brief(part)[:60] for part in (names["model"], data_named, chosen.name))
     folder = Path(out) if out is not None else free_name(Path("runs"), name)
     if processes.once(lambda: open_folder(folder, config, resume, overwrite)):
         return Run.read(folder)
@@ -69,26 +71,6 @@ def tune(model: str | nn.Module | Backbone, data: Any, method: str | Method | Ma
     with chance.kept():
         trained = [job.train(full.seed + i) for i in range(full.seeds)]
         return finish(job, trained, command)
-
-
-def read_data(data: Any, settings: Settings, model: Any) -> Dataset:
-    """The data; writing a text for a text is left to an encoder and decoder if ``model`` is one.
-
-    Raises:
-        NoSuchSetting: settings of a format where there is none, or another format than data was read with.
-    """
-    if isinstance(data, Dataset):
-        if settings.format not in (None, data.format):
-            raise NoSuchSetting(f"the data was read with the format {data.format!r}, not {settings.format!r}")
-        return data
-    if settings.format is None and (settings.words is not None or settings.answer != "auto"):
-        raise NoSuchSetting(f"{'words' if settings.words is not None else 'answer'} is a setting of formats: give one (--format)")
-    dataset = read(data, task=settings.task, columns=settings.columns, seed=settings.split_seed, allow_leak=settings.allow_leak,
-                   skip_bad=settings.skip_bad, limit=settings.limit, format=settings.format, words=settings.words)
-    if dataset.task == "causal-generation" and settings.task is None and encodes_and_decodes(model):
-        dataset.task = dataset.record["task"] = "seq2seq-generation"
-        dataset.record["task_why"] += " The model has an encoder and a decoder, hence seq2seq-generation."
-    return dataset
 
 
 def open_folder(folder: Path, config: dict[str, Any], resume: bool, overwrite: bool) -> bool:

@@ -1,20 +1,34 @@
 """What a reader should know before trusting a run, in whole sentences."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from thrifty.tasks import Task
+from thrifty.tasks.several import Several
 from thrifty.train.job import Job, Trained
+
+
+def about_data(record: Mapping[str, Any], task: Task) -> list[str]:
+    """What was allowed, left out or cut in one dataset."""
+    said = []
+    if pairs := record.get("leaks", {}).get("pairs"):
+        said.append(f"Rows of equal content lie in different splits ({pairs} pairs), as allowed: the score may be too good.")
+    if skipped := record.get("skipped"):
+        said.append(f"{len(skipped)} rows could not be used and were left out; data.json says which and why.")
+    if task.truncated:
+        said.append(f"{task.truncated:,} rows were longer than {task.limits.get('max_length')} tokens and were cut.")
+    return said
 
 
 def warnings(job: Job, trained: Sequence[Trained]) -> list[str]:
     """Everything about the data, the training and the machine that may make the numbers other than they seem."""
     record, said = job.dataset.record, []
-    if pairs := record.get("leaks", {}).get("pairs"):
-        said.append(f"Rows of equal content lie in different splits ({pairs} pairs), as allowed: the score may be too good.")
-    if skipped := record.get("skipped"):
-        said.append(f"{len(skipped)} rows could not be used and were left out; data.json says which and why.")
-    if job.task.truncated:
-        said.append(f"{job.task.truncated:,} rows were longer than {job.task.limits.get('max_length')} tokens and were cut.")
+    if isinstance(job.task, Several):
+        for name, task in job.task.parts.items():
+            said += [f"Task {name}: {sentence[0].lower()}{sentence[1:]}" for sentence in about_data(record["tasks"][name], task)]
+    else:
+        said += about_data(record, job.task)
     if job.left_behind:
         said.append(f"Of the adapter that training started from, {len(job.left_behind)} tensors have no place in this model and "
                     f"were left behind: {', '.join(job.left_behind[:3])}.")
