@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import thrifty
+from thrifty.core import Edit, register
 from thrifty.core.digest import PIECE, SAMPLES, WHOLE, digest
 from thrifty.core.errors import BrokenArtifact
 from thrifty.core.plan import Row
@@ -60,3 +61,16 @@ def test_a_row_that_is_not_one(change: dict[str, object], said: str) -> None:
     with pytest.raises(BrokenArtifact) as caught:
         Row.read(row)
     assert said in str(caught.value)
+
+
+def test_an_edits_name_belongs_to_one_class_whatever_others_are_called() -> None:
+    @register("test-of-one-name")
+    class Same(Edit):
+        pass
+
+    class Other(Edit):
+        __qualname__ = Same.__qualname__
+        __module__ = "elsewhere"
+
+    with pytest.raises(ValueError, match="'test-of-one-name' is taken by .*Same of .*test_digest_plan"):
+        register("test-of-one-name")(Other)

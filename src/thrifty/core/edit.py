@@ -41,8 +41,9 @@ def register(name: str) -> Callable[[E], E]:
     """
 
     def put(kind: E) -> E:
-        if _REGISTRY.get(name, kind).__qualname__ != kind.__qualname__:
-            raise ValueError(f"the edit name {name!r} is taken by {_REGISTRY[name].__qualname__}")
+        taken: type[Any] = _REGISTRY.get(name, kind)
+        if (taken.__module__, taken.__qualname__) != (kind.__module__, kind.__qualname__):  # the same one is read again on a reload
+            raise ValueError(f"the edit name {name!r} is taken by {taken.__qualname__} of {taken.__module__}")
         kind.registered = name
         _REGISTRY[name] = kind
         return kind

@@ -36,8 +36,8 @@ class Gate(nn.Module):
         return (open_ * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
 
 
-@register("mask-tap")
-class MaskTap(Edit):
+@register("real-tokens-tap")
+class RealTokensTap(Edit):
     """Changes nothing: leaves which tokens are real [batch, tokens], as the block's own mask says, for the gates inside."""
 
     port = "call"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..core import Edit, Method, Site, need, register
 from ..core.errors import CannotCombine, CannotMerge, DeadEdit, NoSuchSite, Unfit
 from .bottleneck import BeforeNorm, Bottleneck, Projections
-from .gate import Gate, MaskTap
+from .gate import Gate, RealTokensTap
 from .lora import LowRank
 from .operations import attentions, by_block
 from .pfeiffer import after_sum
@@ -179,7 +179,7 @@ class UniPELT(Method):
         for block in blocks:
             whole = found[block.path].whole
             if self.pool == "masked":
-                at.put(block, MaskTap)
+                at.put(block, RealTokensTap)
             at.put(whole, GateTap)
             at.put(whole, GatedPrefix, length=self.length, **made.get(whole.key, {}))
             for site in (found[block.path].q, found[block.path].v):
