@@ -154,7 +154,7 @@ def test_projections_are_one_object_whose_gradient_is_the_sum_over_layers() -> N
     answer(model, "rte").square().sum().backward()
     whole = shared.encode[0].weight.grad.clone()
     model.zero_grad()
-    second, twin = pals(at)[1], Context()
+    second, twin = pals(at)[1], Context(at)
     twin.task, twin.taps, twin.shared = 0, at.context.taps, copy.deepcopy(shared)
     second.join(twin)  # from now on the second layer reads a copy, which gets that layer's share of the gradient
     answer(model, "rte").square().sum().backward()
