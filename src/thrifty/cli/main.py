@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "tune": "adapt a model to your data, and measure it once on test rows it never saw",
+    "in-context": "answer from demonstrations in front of each question, without any training",
     "predict": "answer new rows with a trained adapter",
     "inspect": "sites and roles of a model; what a method would touch, before touching it",
     "methods": "every method there is, with its paper and what it trains",
@@ -63,7 +64,7 @@ def run(words: list[str]) -> int:
         from thrifty.core.errors import NoSuchSetting, nearest
 
         raise NoSuchSetting(f"there is no command {words[0]!r}." + nearest(words[0], COMMANDS))
-    command = importlib.import_module(f"thrifty.cli.{words[0]}")
+    command = importlib.import_module(f"thrifty.cli.{words[0].replace('-', '_')}")
     code: int | None = command.run(command.parser().parse_args(words[1:]), words)
     return code or 0
 

@@ -110,6 +110,8 @@ def find(name: str) -> type[Method]:
     for method in CATALOGUE.values():
         if wanted in names(method):
             return method
+    if wanted in ("in-context", "icl", "in-context-learning"):
+        raise NoSuchSetting(f"{name!r} trains nothing, so it is a command of its own: thrifty in-context (thrifty.in_context)")
     raise NoSuchSetting(f"unknown method {name!r}." + nearest(wanted, [n for m in CATALOGUE.values() for n in names(m)], 40))
 
 

@@ -37,11 +37,12 @@ def weigh(writer: Generation, model: nn.Module, batch: Batch, power: float) -> t
     """Of a batch as `lay_out` makes it: -log p of every token of every choice, 0 elsewhere; which tokens those are; both [B, C, T];
     and beta [B, C], the sum of log p over a choice's T tokens, divided by T^power.
 
-    beta is minus infinity where a choice is only filling. An encoder reads a prompt once, however many choices it has.
+    beta is minus infinity where a choice is only filling. An encoder reads a prompt once if all choices of a row share it.
     """
     shape = batch["targets"].shape[:2]
     flat = {key: value.flatten(0, 1) for key, value in batch.items()}
-    once = isinstance(writer, Seq2SeqGeneration)
+    prompts = batch["input_ids"]
+    once = isinstance(writer, Seq2SeqGeneration) and torch.equal(prompts, prompts[:, :1].expand_as(prompts))
     with reading_once(model, shape[1], shape.numel()) if once else nullcontext():
         losses, wanted = writer.token_losses(model, {**flat, "labels": flat.pop("targets")})
     losses, wanted = losses.unflatten(0, shape), wanted.unflatten(0, shape)

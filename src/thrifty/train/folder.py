@@ -7,7 +7,8 @@ from pathlib import Path
 
 from thrifty.core.errors import ThriftyError
 
-FILES = frozenset({"config.json", "metrics.json", "environment.json", "data.json", "predictions.jsonl", "report.html"})
+FILES = frozenset({"config.json", "metrics.json", "environment.json", "data.json", "predictions.jsonl", "report.html",
+                   "demonstrations.jsonl"})
 OURS = re.compile(r"adapter|seed-\d+|\.\w[\w.\-]*\.(old|\d+|[a-z0-9_]{8})")
 
 
