@@ -50,7 +50,8 @@ def table(entries: list[dict[str, Any]]) -> str:
     rows = [(e["name"], e["route"], "yes" if e["mergeable"] else "no", e["trains"]) for e in entries]
     wide = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip() for row in (heads, *rows)]
-    return "\n".join([*lines, "", "thrifty methods NAME shows a method's paper and settings."])
+    return "\n".join([*lines, "", "thrifty methods NAME shows a method's paper and settings.",
+                      "In-context learning trains nothing and is a command of its own: thrifty in-context."])
 
 
 def one(entry: dict[str, Any]) -> str:

@@ -19,6 +19,9 @@ from thrifty.formats.instructions import (
 from thrifty.formats.template import Template
 from thrifty.formats.wording import choices, inference, pairs, questions, sentences, words
 
+# The published mixture: rows taken of each set, kept of each for validation, and the cap of `thrifty.data.mixing.proportional`.
+MOST_ROWS, VALIDATION_ROWS, CAP = 30_000, 200, 3_000
+
 NLI = ("entailment", "neutral", "contradiction")
 ENTAILED, TRUTH, NO_YES = ("entailment", "not_entailment"), ("False", "True"), ("no", "yes")
 MOOD = ("negative", "positive")

@@ -102,7 +102,7 @@ class InContext(Task):
         for row, item in enumerate(items):
             before = self.demonstrate(shown, item.input) if common is None else common
             asked = [self.layout.ask(item.input, option, not shown.fixed) for option in shown.spell(item.options)]
-            pairs = self.fit(asked, f"row {row}")
+            pairs = self.cut(asked, f"row {row}")
             longest = max(len(first) + len(second) for first, second in pairs)
             if len(before) + longest > self.limits["context"]:
                 raise BadData(self.overflow(row, len(shown.fixed), len(before), longest))
@@ -114,11 +114,11 @@ class InContext(Task):
         """Token numbers of what stands before a question."""
         ids = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         for number, one in enumerate(shown.before(question)):
-            for part in self.fit([self.layout.demonstrate(one, first=number == 0)], f"demonstration {number + 1}")[0]:
+            for part in self.cut([self.layout.demonstrate(one, first=number == 0)], f"demonstration {number + 1}")[0]:
                 ids += part
         return ids
 
-    def fit(self, asked: Sequence[tuple[str, str]], where: str) -> list[tuple[list[int], list[int]]]:
+    def cut(self, asked: Sequence[tuple[str, str]], where: str) -> list[tuple[list[int], list[int]]]:
         """One text with each of its answers, both parts as token numbers. A text that is too long for the longest answer loses its
         end, the same for all, as likelihoods of texts of different lengths could not be compared.
 
