@@ -134,7 +134,7 @@ def test_a_text_of_ones_own_finds_out_what_it_is_for() -> None:
     with pytest.raises(NoSuchSetting, match="class 'ugly'"):
         read(split(rows), format="{text} Well?", words={"ugly": "no"})
     pairs = [{"source": f"s{i}", "target": f"t{i}"} for i in range(9)]
-    written = read(split(pairs), format="summarize: {source}", task="seq2seq-generation", generation="seq2seq-generation")
+    written = read(split(pairs), format="summarize: {source}", task="seq2seq-generation")
     assert written.task == "seq2seq-generation" and written.splits["train"]["source"][0] == "summarize: s0"
     assert written.splits["train"]["target"][0] == "t0"
 

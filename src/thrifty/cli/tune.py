@@ -125,4 +125,4 @@ def choose(named: str | None, held: Any, sets: Mapping[str, str]) -> tuple[dict[
 
 
 def _metavar(kind: str) -> str:
-    return {"int": "N", "float": "X", "str": "NAME", "dict[str, Any]": "ROLE=COLUMN"}.get(kind.replace(" | None", ""), "NAME")
+    return {"int": "N", "float": "X", "str": "NAME", "dict[str, Any]": "NAME=VALUE"}.get(kind.replace(" | None", ""), "NAME")

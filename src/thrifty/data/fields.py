@@ -29,7 +29,7 @@ def settle(name: str, task: str | None, words: Mapping[str, str] | None, table: 
     format = formats.find(name, task=task, words=words)
     if not format.taught:
         raise BadData(f"{format.name} is there to judge by, not to train on: t5:wsc teaches the same and goes with it.")
-    choice = decide(table, format, columns, generation)
+    choice = decide(table, format, columns, task if task is not None and task.endswith("generation") else generation)
     if isinstance(format, Own) and task is None and weigh_label(choice.columns, look(table), table) == "regression":
         return settle(name, "regression", words, table, columns, generation)
     return format, choice

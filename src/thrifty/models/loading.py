@@ -68,7 +68,8 @@ def _read(folder: Path, name: str, task: str, config: Any, dtype: torch.dtype) -
     lost = sorted(key for key in new if auto in WRITERS or (key.startswith(trunk) and "pooler" not in key))
     if lost:
         raise BrokenArtifact(f"model {name!r}: the checkpoint lacks {len(lost)} tensors of {type(model).__name__} that are "
-                             f"no new head, or holds them in another shape: {_some(lost)}.")
+                             f"no new head, or holds them in another shape: {_some(lost)}."
+                             + (" Writing needs a model that was saved with its language-model head." if auto in WRITERS else ""))
     return model, [path for path, _ in model.named_parameters() if path in new]
 
 

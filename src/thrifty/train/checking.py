@@ -1,0 +1,45 @@
+"""Fields of settings: what each is for, and whether a value is one that it may have."""
+from __future__ import annotations
+
+import types
+from dataclasses import field
+from typing import Any, Literal, Union, get_args, get_origin
+
+from thrifty.core.errors import NoSuchSetting, nearest
+
+_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "pairs", type(None): "none"}
+
+
+def said(default: Any, about: str) -> Any:
+    """A field with its default, and what it is for."""
+    return field(default=default, metadata={"about": about})
+
+
+def parts(kind: Any) -> tuple[Any, ...]:
+    """The types that a value may have: those of a union, or the one."""
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def fit(name: str, value: Any, kind: Any) -> Any:
+    """``value``, if it is of the type; whole numbers may stand for others.
+
+    Raises: NoSuchSetting.
+    """
+    for one in parts(kind):
+        plain = get_origin(one) or one
+        if plain is Literal:
+            if value not in get_args(one):
+                raise NoSuchSetting(f"{name} is {value!r}." + nearest(str(value), get_args(one)))
+            return value
+        if plain is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, plain) and not (isinstance(value, bool) and plain is not bool):
+            return value
+    wanted = " or ".join(_WORDS[get_origin(one) or one] for one in parts(kind))
+    raise NoSuchSetting(f"{name} must be {wanted}, not {value!r}")
+
+
+def need(holds: bool, name: str, value: Any, wanted: str) -> None:
+    """Raises: NoSuchSetting unless ``holds``; the message says what was ``wanted``."""
+    if not holds:
+        raise NoSuchSetting(f"{name} must be {wanted}, not {value!r}")
