@@ -64,7 +64,18 @@ LORA = {"resnet": CONVOLUTIONS, "timm_resnet": CONVOLUTIONS, "convolver": CONVOL
         "timm_convnext": {"where": "mlp.*"}, "mobilenet_v2": {"where": "head"}, "mixtral": {"where": "attn.?"},
         "qwen2_moe": {"where": "attn.?"}, "attender": {"where": "attn.?"}}
 IN_PLACE = {"full", "bitfit", "layernorm", "linear-probe", "diff-pruning"}
+QUICK = (contract.starts_as_promised, contract.sends_gradients)
 BRIEF = (contract.starts_as_promised, contract.sends_gradients, contract.merges, contract.disables)
+
+
+def _home(name: str) -> str:
+    """The backbone on which a method is asked everything, every time: the first that takes it."""
+    return next((b for b in ("bert", "vit", *BACKBONES) if (name, b) not in REFUSED), "")
+
+
+def _quick(name: str, backbone: str, promise: contract.Promise) -> bool:
+    """Elsewhere only a few promises are asked every time, and the rest by `make test-slow`."""
+    return name == "lora" or backbone == _home(name) or promise in QUICK
 
 
 def _asked(name: str, backbone: str, promise: contract.Promise) -> bool:
@@ -77,7 +88,7 @@ def _asked(name: str, backbone: str, promise: contract.Promise) -> bool:
     if name == "lora":
         return promise is not contract.compiles or backbone in ("bert", "vit")
     if promise is contract.compiles:
-        return name not in IN_PLACE and backbone == ("bert" if (name, "bert") not in REFUSED else "vit")
+        return name not in IN_PLACE and backbone == _home(name)
     return backbone not in ("t5", "encoder") or promise in BRIEF
 
 
@@ -86,7 +97,8 @@ def _pairs() -> Iterator[object]:
         for backbone in BACKBONES:
             for promise in PROMISES:
                 if (name, backbone) not in REFUSED and _asked(name, backbone, promise):
-                    yield pytest.param(name, backbone, promise, id=f"{name}-{backbone}-{promise.__name__}")
+                    marks = [] if _quick(name, backbone, promise) else [pytest.mark.slow]
+                    yield pytest.param(name, backbone, promise, id=f"{name}-{backbone}-{promise.__name__}", marks=marks)
 
 
 @pytest.mark.parametrize(("name", "backbone", "promise"), _pairs())
