@@ -66,35 +66,35 @@ def read(
     check_limit(limit)
     given = open_source(source)
     main = main_table(given)
-    written = None
-    if format is None:
-        choice = decide(main.table, task, columns, generation)
-    else:
-        written, choice = fields.settle(format, task, words, main.table, columns, generation)
+    written, choice = (None, decide(main.table, task, columns, generation)) if format is None else fields.settle(
+        format, task, words, main.table, columns, generation)
     given.notes += [note for rows in given.splits.values() for note in rows.notes]
     labels.drop_unlabelled(given, choice)
     faults = Faults()
     parts = clean(given, choice, faults, skip_bad, written, main.class_names)
-    if isinstance(written, Classes) and written.labels:
-        names: list[str] | None = list(written.labels)
-    else:
-        names = labels.encode(parts, choice, main.class_names, given.notes)
+    told = written.labels if isinstance(written, Classes) else ()
+    names = list(told) or labels.encode(parts, choice, main.class_names, given.notes)
     parts = arrange(parts, names if "label" in choice.columns else None, fractions, seed, given.notes)
     found = leaks.refuse(parts, allow_leak)
     repeats = {split: leaks.count_repeats(parts[split]) for split in SPLITS}
-    drawn = None
+    drawn = None if limit is None else {"limit": limit, "of": len(parts["train"]), "seed": seed}
     if limit is not None:
-        drawn = {"limit": limit, "of": len(parts["train"]), "seed": seed}
         parts["train"] = draw(parts["train"], limit, seed)
     record = describe(given, choice, parts) | {
         "seed": seed, "fractions": list(fractions), "labels": names, "decisions": given.notes, "leaks": found,
         "duplicates": repeats, "skipped": faults.record(), "limit": drawn,
     }  # fmt: skip
+    return write_down(parts, choice.task, names, record, format, words)
+
+
+def write_down(parts: dict[str, Rows], task: str, names: list[str] | None, record: dict[str, Any], format: str | None,
+               words: Mapping[str, str] | None) -> Dataset:
+    """The dataset: splits by role, or as a format writes them."""
     if format is not None:
-        tables = formatted.write_splits(parts, find(format, task=choice.task, labels=names, words=words), record)
-        return Dataset(tables, record["columns"], choice.task, names, record, format, dict(words) if words else None)
+        tables = formatted.write_splits(parts, find(format, task=task, labels=names, words=words), record)
+        return Dataset(tables, record["columns"], task, names, record, format, dict(words) if words else None)
     tables = {split: {role: rows.table[role] for role in rows.table if role != NAMES} for split, rows in parts.items()}
-    return Dataset(tables, record["columns"], choice.task, names, record)
+    return Dataset(tables, record["columns"], task, names, record)
 
 
 def main_table(given: Given) -> Rows:
