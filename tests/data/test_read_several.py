@@ -52,6 +52,16 @@ def test_the_door_to_the_test_splits_opens_once() -> None:
         data.test()
 
 
+def test_texts_that_train_one_task_and_test_another_are_told() -> None:
+    assert both().record["overlap"] == []
+    given = sets()
+    given["mood"]["test"] += [{**row, "label": "bad"} for row in given["pets"]["train"][:3]]
+    given["mood"]["test"][-1]["text"] = given["mood"]["test"][-1]["text"].replace(" ", "  ")  # white space tells nothing apart
+    data = read_several(given, lambda name, source: read(source))
+    assert data.record["overlap"] == [{"task": "mood", "other": "pets", "rows": 3}] and data.test_rows == 23
+    assert len(data.test()["row"]) == 23
+
+
 def test_what_is_one_dataset_and_what_several(tmp_path: Path) -> None:
     one, table = rows("a", (0, 1)), {"text": ["a", "b"], "label": [0, 1]}
     dataset = Dataset({"train": table}, {}, "text-classification", ["x", "y"])

@@ -31,7 +31,8 @@ import tiny_folders  # noqa: E402
 
 QUICK: dict[str, Any] = {"epochs": 6, "batch": 8, "rate": 1e-2, "progress": False, "task": {"length": "regression"}}
 LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1", "--mixed_precision",
-          "no", "--dynamo_backend", "no", "--main_process_port", "0", "--multi_gpu", "-m", "thrifty")
+          "no", "--dynamo_backend", "no", "--main_process_port", "0")
+KINDS_OF_RUN = {"ddp": ("--multi_gpu",), "fsdp2": ("--use_fsdp", "--fsdp_version", "2")}
 
 
 @pytest.fixture(scope="module")
@@ -198,13 +199,16 @@ def test_a_killed_training_goes_on_bit_for_bit(place: Path, capsys: pytest.Captu
     assert "temperature was 3.0 and is 4.0" in capsys.readouterr().err
 
 
-def test_two_processes_and_accumulation_take_the_steps_of_one(place: Path) -> None:
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_two_processes_and_accumulation_take_the_steps_of_one(kind: str, place: Path) -> None:
     """All processes draw the same task at a step, each a part of its rows."""
+    place = place / kind
+    several_jobs.sets(place)
     small_jobs.bert(place / "calm", dropout=0.0)
     for out, more in (("one", ("--batch", 16)), ("summed", ("--batch", 4, "--accumulate", 4))):
         assert main([str(word) for word in words(place, out, "--quiet", *more, model="calm")]) == 0
-    two = subprocess.run([*LAUNCH, *map(str, words(place, "two", "--batch", 8, model="calm"))], env=small_jobs.environment(),
-                         capture_output=True, text=True, timeout=300)
+    launched = [*LAUNCH, *KINDS_OF_RUN[kind], "-m", "thrifty", *map(str, words(place, "two", "--batch", 8, model="calm"))]
+    two = subprocess.run(launched, env=small_jobs.environment(), capture_output=True, text=True, timeout=300)
     assert two.returncode == 0, two.stderr[-3000:]
     wanted = load_file(place / "one" / "adapter" / "adapter.safetensors")
     runs = {out: small_jobs.numbers(place / out) for out in ("one", "two", "summed")}
@@ -312,7 +316,7 @@ def test_one_head_for_tasks_that_answer_alike(place: Path, tmp_path: Path) -> No
     other = [{"text": f"again {text}", "label": several_jobs.answer("wet", text, theme)} for text, theme in small_jobs.rows(60, 8)]
     data = {"wet": str(place / "wet"), "again": {"train": other[:30], "validation": other[30:45], "test": other[45:]}}
     run = thrifty.tune(str(place / "bert"), data, out=tmp_path / "run", **{**QUICK, "task": None, "epochs": 1}, one_head=True)
-    assert run.metrics["parameters"]["head"] == 33 * 2
+    assert run.metrics["parameters"]["head"] == 33 * 2 and not any("have a text that task" in w for w in run.metrics["warnings"])
     with pytest.raises(Unfit, match="one_head: task 'wet' .*does not answer as task 'themes'"):
         tune(place, tmp_path / "other", one_head=True)
 

@@ -10,6 +10,7 @@ from typing import Any
 from thrifty.core.errors import BadData, NoSuchSetting, ThriftyError, nearest
 from thrifty.data.dataset import Dataset
 from thrifty.data.memory import is_table
+from thrifty.data.overlap import find_overlap
 from thrifty.data.rows import Table
 from thrifty.data.splitnames import canonical
 
@@ -52,6 +53,7 @@ class Several(Dataset):
         records = {name: part.record for name, part in self.parts.items()}
         rows = {split: sum(record["rows"][split] for record in records.values()) for split in ("train", "validation", "test")}
         return {"source": {"kind": "several", "name": ", ".join(records)}, "task": "several", "rows": rows,
+                "overlap": find_overlap(self.parts),
                 "content": {name: record["content"] for name, record in records.items()}, "tasks": records}
 
 

@@ -27,6 +27,8 @@ def warnings(job: Job, trained: Sequence[Trained]) -> list[str]:
     if isinstance(job.task, Several):
         for name, task in job.task.parts.items():
             said += [f"Task {name}: {sentence[0].lower()}{sentence[1:]}" for sentence in about_data(record["tasks"][name], task)]
+        said += [f"{pair['rows']} test rows of task {pair['task']} have a text that task {pair['other']} trains on: if their "
+                 "labels have to do with each other, the score may be too good." for pair in record["overlap"]]
     else:
         said += about_data(record, job.task)
     if job.left_behind:
