@@ -11,7 +11,7 @@ from ..core import Row, registered
 from ..core.digest import digest
 from ..core.errors import BrokenArtifact, WrongBase
 from ..core.ledger import Ledger, first_names, ledger
-from ..core.site import _owned
+from ..core.site import owned
 
 ROUNDED = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -86,7 +86,7 @@ def refuse_other_trunk(model: nn.Module, recorded: Any, skip: Iterable[str]) -> 
 def unread(model: nn.Module, plan: Iterable[Row]) -> list[str]:
     """Base tensors that nobody reads, because an edit in ``plan`` answers in the place of the module that they belong to."""
     paths = tuple(f"{row.path}." for row in plan if registered(row.edit).replaces)
-    return [name for name in model.state_dict(keep_vars=True) if name.startswith(paths) and not _owned(name)]
+    return [name for name in model.state_dict(keep_vars=True) if name.startswith(paths) and not owned(name)]
 
 
 def base_tensors(model: nn.Module, skip: frozenset[str]) -> dict[str, Tensor]:
@@ -95,7 +95,7 @@ def base_tensors(model: nn.Module, skip: frozenset[str]) -> dict[str, Tensor]:
     if book is not None:
         return book.base_tensors(skip)
     every, first = model.state_dict(keep_vars=True), first_names(model)
-    return {n: t for n, t in every.items() if isinstance(t, Tensor) and first.get(n, n) not in skip and not _owned(n)}
+    return {n: t for n, t in every.items() if isinstance(t, Tensor) and first.get(n, n) not in skip and not owned(n)}
 
 
 def _rounded(t: Tensor, dtype: torch.dtype) -> Tensor:

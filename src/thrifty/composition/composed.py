@@ -125,7 +125,7 @@ class Composed(Edit):
             return given
         parts, op = node["parts"], node["op"]
         if op == "stack":
-            for part in reversed(parts) if self.port == "call" else parts:  # as brackets nest, see thrifty.core.edit
+            for part in reversed(parts) if self.port == "call" else parts:  # as brackets nest, see thrifty.core.hooks
                 given = self._pass(part, given, x, rows)
             return given
         if op in ("rows", "parallel"):

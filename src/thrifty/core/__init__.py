@@ -2,11 +2,12 @@
 from .attaching import attach
 from .attachment import Attachment
 from .edit import AttentionEdit, Branch, Edit, Shared, WeightEdit, apply_weight, register, registered
+from .finding import sites
 from .ledger import attachments
 from .method import Method, need
 from .plan import Row
 from .routing import add_tasks, by_task, task
-from .site import Site, sites
+from .site import Site
 
 __all__ = ["Attachment", "AttentionEdit", "Branch", "Edit", "Method", "Row", "Shared", "Site", "WeightEdit", "add_tasks",
            "apply_weight", "attach", "attachments", "by_task", "need", "register", "registered", "sites", "task"]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from . import ledger as ledgers
 from . import state as states
 from .building import Building
-from .edit import install, rehook, remove
 from .errors import CannotMerge, DeadEdit, ThriftyError
+from .hooks import install, rehook, remove
 from .merging import MergeReport, fold_all, lifted, restore, touched
 from .plan import Row
 from .probe import Example, uncalled

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from . import ledger as ledgers
-from .edit import Edit, Shared, build, install, plain, rehook, remove
+from .edit import Edit, Shared, build, plain
 from .errors import HalfAdapted, NoSuchSite, ThriftyError
+from .finding import sites
+from .hooks import install, rehook, remove
 from .merging import touched
 from .method import Method
 from .plan import Row
 from .probe import Seen
-from .site import Site, _owned, sites
+from .site import Site, owned
 from .sparse import hold
 from .watch import Watch
 
@@ -209,7 +211,7 @@ class Building:
             HalfAdapted: a matched parameter is tied to one under a name that is not matched.
         """
         chosen: list[str] = []
-        listed = [n for n, _ in self.model.named_parameters(remove_duplicate=False) if not _owned(n)]
+        listed = [n for n, _ in self.model.named_parameters(remove_duplicate=False) if not owned(n)]
         for term in (t.strip() for t in where.split("|")):
             hits = [n for n in listed if fnmatchcase(n, term)]
             try:  # "norm*" is a role, and in some models also the beginning of a parameter's name: both are meant
@@ -218,7 +220,7 @@ class Building:
                 if not hits:
                     raise NoSuchSite(f"{term!r} in {where!r} names no parameter to train: {error}") from None
                 found = []
-            hits += [f"{s.path}.{n}" if s.path else n for s in found for n, _ in s.module.named_parameters() if not _owned(n)]
+            hits += [f"{s.path}.{n}" if s.path else n for s in found for n, _ in s.module.named_parameters() if not owned(n)]
             if not hits:
                 raise NoSuchSite(f"{term!r} in {where!r} matches modules without parameters")
             chosen += [n for n in hits if n not in chosen]

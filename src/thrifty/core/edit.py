@@ -21,10 +21,9 @@ from typing import Any, ClassVar, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from .attending import Attending
-from .errors import BrokenArtifact, CannotCombine, CannotMerge, ThriftyError, nearest
+from .errors import BrokenArtifact, CannotCombine, CannotMerge, nearest
 from .part import Part
 from .site import Site
 
@@ -173,113 +172,6 @@ class Shared(nn.Module):
 
     registered: ClassVar[str] = ""
     per_task: ClassVar[tuple[str, ...]] = ()
-
-
-class Edits(nn.ModuleDict):
-    """The edits on one site, in the order in which they were put there, and the handles of the hooks that run them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.handles: tuple[RemovableHandle, ...] = ()
-
-    def forward(self, x: Any) -> Any:
-        """``x`` as it is: an nn.Sequential calls each of its children, and its hooks have run the edits already."""
-        return x
-
-    def at(self, port: str) -> list[Any]:
-        """Those that are on and act at ``port``."""
-        return [e for e in self.values() if getattr(e, "port", None) == port and e.on]
-
-
-def edits_on(module: nn.Module) -> Edits:
-    """The edits that live on ``module``; empty, and not kept, if there are none."""
-    found = getattr(module, "edits", None)
-    return found if isinstance(found, Edits) else Edits()
-
-
-def install(module: nn.Module, slot: str, edit: nn.Module) -> None:
-    """Make ``edit`` a child of ``module`` under ``edits.<slot>``, in the mode that the module is in.
-
-    Raises:
-        ThriftyError: the module has something else called ``edits``, or the slot is taken.
-    """
-    if not hasattr(module, "edits"):
-        module.edits = Edits()
-    edits = module.edits
-    if not isinstance(edits, Edits):
-        raise ThriftyError(f"{type(module).__name__} has its own attribute 'edits', the name under which edits live: rename it")
-    if slot in edits:
-        raise ThriftyError(f"{type(module).__name__} already holds an edit called {slot!r}")
-    edits[slot] = edit.train(module.training)
-    rehook(module)
-
-
-def rehook(module: nn.Module) -> None:
-    """Hook the module if one of its edits is on, and only then: torch takes other kernels where it sees an idle hook."""
-    edits = edits_on(module)
-    wanted = any(getattr(e, "on", False) for e in edits.values())
-    if wanted and not edits.handles:
-        edits.handles = (module.register_forward_pre_hook(_before, with_kwargs=True),
-                         module.register_forward_hook(_after, with_kwargs=True, always_call=True))
-    elif not wanted:
-        for handle in edits.handles:
-            handle.remove()
-        edits.handles = ()
-
-
-def remove(module: nn.Module, slot: str) -> None:
-    """Take an edit away; with the last one goes every trace."""
-    edits = edits_on(module)
-    del edits[slot]
-    rehook(module)
-    if not edits:
-        del module.edits
-
-
-def _before(module: Any, args: Any, kwargs: Any) -> Any:
-    edits = module.edits
-    for edit in reversed(edits.at("call")):
-        args, kwargs = edit(args, kwargs)
-    for edit in edits.at("input"):
-        if args:
-            args = (edit(args[0]), *args[1:])
-        else:
-            name = next(k for k, v in kwargs.items() if isinstance(v, Tensor))
-            kwargs = {**kwargs, name: edit(kwargs[name])}
-    for edit in edits.at("attention"):
-        edit.mode.__enter__()
-    return args, kwargs
-
-
-def _after(module: Any, args: Any, kwargs: Any, out: Any) -> Any:
-    edits = module.edits
-    for edit in reversed(edits.at("attention")):
-        edit.mode.__exit__(None, None, None)
-    acting = edits.at("output")
-    if not acting or out is None:  # None: the site raised, and this call is only to leave the attention modes
-        return out
-    x = args[0] if args else next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
-    y = main(out)
-    for edit in acting:
-        part = edit.part
-        y = edit(y, x) if part is None else part.put(y, edit(part.take(y), x))
-    return with_main(out, y)
-
-
-def main(out: Any) -> Tensor:
-    """The tensor that matters in what a module returned: itself, the first of a tuple, the logits of an HF output."""
-    if isinstance(out, Tensor):
-        return out
-    return out[0] if isinstance(out, (tuple, list)) else out["logits" if "logits" in out else next(iter(out))]
-
-
-def with_main(out: Any, y: Tensor) -> Any:
-    """``out`` with ``y`` in the place of ``main(out)``."""
-    if isinstance(out, Tensor):
-        return y
-    if isinstance(out, (tuple, list)):
-        return type(out)((y, *out[1:])) if not hasattr(out, "_fields") else type(out)(y, *out[1:])
-    return type(out)(**{**out, "logits" if "logits" in out else next(iter(out)): y})
 
 
 class AttentionEdit(Edit):

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .digest import digest
 from .errors import FrozenMoved, HalfAdapted, ThriftyError, nearest
 from .opening import close_attention, open_attention
-from .site import _owned
+from .site import owned
 from .sparse import hold
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Ledger:
         originals |= {n: t for a in self.attachments.values() for n, t in a.base.items()}
         for name, tensor in self.model.state_dict(keep_vars=True).items():
             known = first.get(name, name)
-            if not _owned(name) and known not in skip and isinstance(tensor, Tensor):
+            if not owned(name) and known not in skip and isinstance(tensor, Tensor):
                 found[name] = originals.get(known, tensor)
         return found
 
@@ -144,7 +144,7 @@ def refuse_tied(model: nn.Module, holders: dict[str, nn.Module]) -> None:
     """
     names: dict[int, set[str]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
-        if not _owned(name):
+        if not owned(name):
             names.setdefault(id(p), set()).add(name.rpartition(".")[0])
     mounted = {id(m): {p for p, x in model.named_modules(remove_duplicate=False) if x is m} for m in holders.values()}
     edited = set().union(*mounted.values()) if mounted else set()
@@ -162,7 +162,7 @@ def snapshot(model: nn.Module) -> dict[str, str]:
     book = ledger(model)
     claimed = {n for a in book.attachments.values() for n in a.base} if book else set()
     frozen = {n: p for n, p in model.named_parameters() if not p.requires_grad and n not in claimed}
-    still = {n: b for n, b in model.named_buffers() if n not in claimed and not _owned(n)}
+    still = {n: b for n, b in model.named_buffers() if n not in claimed and not owned(n)}
     return {n: digest(t, whole=t.numel() <= 1 << 27) for n, t in (frozen | still).items()}
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from . import weight as weights
-from .edit import Edit, edits_on
+from .edit import Edit
 from .errors import CannotMerge
+from .hooks import edits_on
 from .ledger import canonical, merged
 
 if TYPE_CHECKING:

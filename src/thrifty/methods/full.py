@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core import Method
 from ..core.ledger import ledger
-from ..core.site import _owned
+from ..core.site import owned
 
 if TYPE_CHECKING:
     from ..core import Attachment
@@ -38,7 +38,7 @@ class FullFineTuning(Method):
         """Claim every parameter, and the buffers of every batch norm."""
         book = ledger(at.model)
         assert book is not None
-        for name in [n for n, _ in at.model.named_parameters() if not _owned(n)]:
+        for name in [n for n, _ in at.model.named_parameters() if not owned(n)]:
             if book.wanted.get(name, True):
                 at.train(name, wildcard=True)
         at.train_buffers([f"{path}.{name}" if path else name for path, module in at.model.named_modules()

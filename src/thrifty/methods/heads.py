@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Edit, Site, register, task
-from ..core.edit import main
 from ..core.errors import CannotMerge, NoSuchSetting, ThriftyError, Unfit
+from ..core.hooks import main
 from ..core.probe import Example, guess_example, run_once
-from ..core.site import _owned, at_path
+from ..core.site import at_path, owned
 
 if TYPE_CHECKING:
     from ..core import Attachment
@@ -101,7 +101,7 @@ def last_linear(model: nn.Module, example: Example) -> str:
     def note(path: str) -> Callable[[nn.Module, Any, Any], None]:
         return lambda module, given, out: called.append((path, module, out))
 
-    hooks = [module.register_forward_hook(note(path)) for path, module in model.named_modules() if not _owned(path)
+    hooks = [module.register_forward_hook(note(path)) for path, module in model.named_modules() if not owned(path)
              and next(module.parameters(recurse=False), None) is not None and all(n == "edits" for n, _ in module.named_children())]
     try:
         answer = main(run_once(model, example))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core import Edit, Method, Site, need, register
 from ..core.errors import CannotCombine, Unfit
 from ..core.roles import HEADS
-from ..core.site import _owned
+from ..core.site import owned
 from .side import SideTap, asked, hear, parameters, place, stacks
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class KAdapter(Method):
         for plugged, tensors in zip(edit.plugs, known, strict=True):
             plugged.load_state_dict(tensors)
         if self.tune_trunk:
-            for name in [n for n, _ in at.model.named_parameters() if not HEADS.search(n) and not _owned(n)]:
+            for name in [n for n, _ in at.model.named_parameters() if not HEADS.search(n) and not owned(n)]:
                 at.train(name, wildcard=True)
 
 

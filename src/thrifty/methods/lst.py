@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Edit, Method, Site, need, register
-from ..core.edit import edits_on, main
 from ..core.errors import Unfit
+from ..core.hooks import edits_on, main
 from . import pruned
 from .ladder import given, narrow, narrow_norm, tail
 from .side import SideTap, Stack, asked, hear, parameters, place, said, stacks

@@ -19,7 +19,7 @@ from ..core import Site
 from ..core.errors import ThriftyError, Unfit
 from ..core.ledger import canonical
 from ..core.part import Part
-from ..core.site import _owned
+from ..core.site import owned
 from ..core.weight import is_quantised, read
 from .ladder import tail
 from .side import Stack
@@ -49,7 +49,7 @@ def weigh(at: Attachment, init: str, batches: Iterable[Any] | None, examples: in
     Raises:
         ThriftyError: "fisher" without data. Unfit: a quantised trunk, whose weights have no gradient.
     """
-    own = {n: p for n, p in at.model.named_parameters() if not _owned(n)}
+    own = {n: p for n, p in at.model.named_parameters() if not owned(n)}
     if init == "random" or next(iter(own.values())).is_meta:
         return None
     if init == "magnitude":

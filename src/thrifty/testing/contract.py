@@ -20,8 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from ..core import Method, attachments
 from ..core.errors import CannotMerge, HalfAdapted
 from ..core.routing import tell
+from ..core.site import owned
 from ..core.watch import occasional
-from .measuring import TASKS, add, alike, distance, equal, gradients, loss, owned, put, same, step, stir, weigh
+from .measuring import TASKS, add, alike, distance, equal, gradients, loss, put, same, step, stir, weigh
 from .tiny import Tiny
 
 Promise = Callable[[Method, Tiny], None]

@@ -91,8 +91,3 @@ def same(a: Tensor, b: Tensor, what: str) -> None:
         AssertionError: saying ``what`` was compared and how far apart the two are.
     """
     assert equal(a, b), f"{what}: not the same output (largest difference {float((a.double() - b.double()).abs().max()):.1e})"
-
-
-def owned(name: str) -> bool:
-    """Whether a key of a model belongs to an edit rather than to the base."""
-    return "edits" in name.split(".")

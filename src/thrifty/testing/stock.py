@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.edit import main
 from ..core.errors import Missing
+from ..core.hooks import main
 
 TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "timm_vit": ("vit_tiny_patch16_224", {"depth": 2, "embed_dim": 16, "num_heads": 2, "img_size": 32, "patch_size": 8}),

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..core.edit import main
 from ..core.errors import Missing, NoSuchSetting, nearest
+from ..core.hooks import main
 from . import stock
 from .zoo import HUGGING_FACE
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from ...core import Attachment
 from ...core import ledger as ledgers
 from ...core.errors import BrokenArtifact, HalfAdapted
-from ...core.site import _owned
+from ...core.site import owned
 from .config import Config
 from .place import refuse_shape, take
 from .refusal import CannotExpress
@@ -79,7 +79,7 @@ def _covered(at: Attachment) -> list[str]:
     """The outermost modules of which every parameter trains in place."""
     full: list[str] = []
     for path in module_names(at.model):
-        own = [f"{path}.{n}" for n, _ in at.model.get_submodule(path).named_parameters() if not _owned(n)]
+        own = [f"{path}.{n}" for n, _ in at.model.get_submodule(path).named_parameters() if not owned(n)]
         if own and not any(path.startswith(f"{f}.") for f in full) and \
                 all(ledgers.canonical(at.model, n) in at.base for n in own):
             full.append(path)
@@ -87,7 +87,7 @@ def _covered(at: Attachment) -> list[str]:
 
 
 def _biases(at: Attachment, lone: list[str], kept: dict[str, Tensor]) -> str | None:
-    every = sorted(n for n, _ in at.model.named_parameters() if n.endswith(".bias") and not _owned(n) and n not in kept)
+    every = sorted(n for n, _ in at.model.named_parameters() if n.endswith(".bias") and not owned(n) and n not in kept)
     edited = {row.path for row in at.plan}
     only = sorted(n for n in every if n.rpartition(".")[0] in edited)
     return "none" if not lone else "lora_only" if lone == only else "all" if lone == every else None
