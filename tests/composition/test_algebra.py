@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +248,10 @@ def test_a_composition_is_one_artefact(tmp_path: Path, batch: Any) -> None:
     again = thrifty.load(other, tmp_path / "whole")
     with thrifty.task(other, ["en", "de", "de", "en"]):
         assert torch.equal(run(other, batch), wanted)
+    code = ("import thrifty; from thrifty.testing import tiny\n"
+            f"print(thrifty.load(tiny.make('bert').fresh(), {str(tmp_path / 'whole')!r}))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith("<Attachment"), done.stderr  # a new process knows the algebra too
     copied = copy.deepcopy(other)
     with thrifty.task(copied, ["en", "de", "de", "en"]):
         assert torch.equal(run(copied, batch), wanted)

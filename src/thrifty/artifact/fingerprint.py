@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import Row, registered
+from ..core import Row
 from ..core.digest import digest
 from ..core.errors import BrokenArtifact, WrongBase
 from ..core.ledger import Ledger, first_names, ledger
 from ..core.site import owned
+from .naming import named
 
 ROUNDED = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -85,7 +86,7 @@ def refuse_other_trunk(model: nn.Module, recorded: Any, skip: Iterable[str]) -> 
 
 def unread(model: nn.Module, plan: Iterable[Row]) -> list[str]:
     """Base tensors that nobody reads, because an edit in ``plan`` answers in the place of the module that they belong to."""
-    paths = tuple(f"{row.path}." for row in plan if registered(row.edit).replaces)
+    paths = tuple(f"{row.path}." for row in plan if named(row.edit).replaces)
     return [name for name in model.state_dict(keep_vars=True) if name.startswith(paths) and not owned(name)]
 
 

@@ -48,8 +48,6 @@ def refuse_base(model: nn.Module, data: dict[str, Any]) -> str:
     Raises:
         WrongBase: naming the tensors that differ.
     """
-    import thrifty.methods  # noqa: F401  every edit that this library knows is registered by its method
-
     own = [n for n, about in data["trained"].items() if not about["masked"]]
     return refuse_other(model, data["base"], [*own, *unread(model, map(Row.read, data["plan"]))])
 

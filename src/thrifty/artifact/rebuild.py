@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import Attachment, Row, registered
+from ..core import Attachment, Row
 from ..core.errors import BrokenArtifact, ThriftyError, nearest
 from ..core.site import at_path
 from ..core.sparse import mask_at
+from .naming import named
 
 SMALL = 4096  # numbers up to this are believed; larger ones need a tensor in the file that is as large
 DRAWN = 1 << 24  # so many entries may be drawn anew beside those in the file; more only for a base that has as many
@@ -28,16 +29,13 @@ def rebuild(at: Attachment, rows: list[Row], data: dict[str, Any], state: State)
         BrokenArtifact: an edit is unknown, takes no such numbers, or would need other tensors than the file holds.
         NoSuchSite: the model has no such module.
     """
-    import thrifty.composition
-    import thrifty.methods  # noqa: F401  every edit that this library knows is registered by its method, or by the algebra
-
     if data["shared"]:
         kind, numbers = data["shared"]
         held = _held(state, "shared:")
-        module = registered(kind)
+        module = named(kind)
         widest = max((n for p in at.model.parameters() for n in p.shape), default=0)  # what layers share is as wide as they are
         _refuse_unfit(lambda: module(**numbers), module, numbers, kind, held, at.model, widest)
-        _build(lambda: at.share(module, **numbers), kind)  # type: ignore[arg-type]
+        _build(lambda: at.share(module, **numbers), kind)
     for row in rows:
         _put(at, row, _held(state, f"edit:{row.key}:"))
     buffers = dict(at.model.named_buffers())
@@ -56,7 +54,7 @@ def _put(at: Attachment, row: Row, held: State) -> None:
         width, rest = divmod(replace(site, part=None).dout, row.part.groups)
         if rest or row.part.hi > width:
             raise BrokenArtifact(f"{row.key!r} is about columns {row.part.lo} to {row.part.hi}, {row.path!r} has {width}")
-    kind = registered(row.edit)
+    kind = named(row.edit)
     _refuse_unfit(lambda: kind(site, **row.numbers), kind, row.numbers, row.key, held, at.model)
     _build(lambda: at.put(site, kind, **row.numbers), row.key)
     made = at.plan[-1].key
