@@ -31,21 +31,6 @@ SHOWN = Shown([Demonstration("x y", "yes", ("no", "yes")), Demonstration("z", "n
 QUICK: dict[str, Any] = {"shots": 4, "seeds": "100,13", "progress": False, "max_length": 40}
 
 
-@pytest.fixture(scope="module")
-def t5(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return models.load(str(tiny.t5(tmp_path_factory.mktemp("t5"))), "seq2seq-generation")
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return models.load(str(tiny.llama(tmp_path_factory.mktemp("llama"))), "causal-generation")
-
-
-@pytest.fixture(params=["t5", "llama"])
-def backbone(request: pytest.FixtureRequest) -> Backbone:
-    return request.getfixturevalue(request.param)
-
-
 def get(backbone: Backbone, **limits: Any) -> InContext:
     return InContext("text-classification", backbone, LABELS, **limits)
 

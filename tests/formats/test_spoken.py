@@ -21,21 +21,6 @@ TABLE: dict[str, list[Any]] = {"text": ["cola sentence: ab c", "cola sentence: d
                                "target": ["acceptable", "unacceptable", "acceptable"]}
 
 
-@pytest.fixture(scope="module")
-def t5(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return models.load(str(tiny.t5(tmp_path_factory.mktemp("t5"))), "seq2seq-generation")
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return models.load(str(tiny.llama(tmp_path_factory.mktemp("llama"))), "causal-generation")
-
-
-@pytest.fixture(params=["t5", "llama"])
-def backbone(request: pytest.FixtureRequest) -> Backbone:
-    return request.getfixturevalue(request.param)
-
-
 def get(backbone: Backbone, format: str = "t5:cola", task: str = "text-classification", labels: list[str] | None = LABELS,
         **limits: Any) -> tasks.Task:
     return tasks.get(task, backbone, labels, format=format, **limits)

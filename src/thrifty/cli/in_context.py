@@ -3,10 +3,9 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from dataclasses import fields
 from typing import Any
 
-from thrifty.cli.parsing import Parser, field_kinds, read_file, settle
+from thrifty.cli.parsing import Parser, add_settings, field_kinds, read_file, settle
 from thrifty.core.errors import NoSuchSetting, nearest
 from thrifty.train.asking import Asking
 from thrifty.train.in_context import in_context
@@ -31,14 +30,7 @@ def parser() -> Parser:
     made.add_argument("--config", metavar="FILE", help="settings from a .yaml, .toml or .json file; options here override it")
     made.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     made.add_argument("--quiet", action="store_true", help="show no progress")
-    asking = made.add_argument_group("asking")
-    for one in fields(Asking):
-        option, about = "--" + one.name.replace("_", "-"), one.metadata["about"]
-        if one.type == "bool":
-            asking.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=about)
-        else:
-            shown = "" if one.default is None else f" (default: {one.default})"
-            asking.add_argument(option, metavar="N" if str(one.type).startswith("int") else "NAME", help=about + shown)
+    add_settings(made.add_argument_group("asking"), Asking)
     return made
 
 

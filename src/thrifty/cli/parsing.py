@@ -87,6 +87,21 @@ def pairs(words: Iterable[str], option: str) -> dict[str, str]:
     return found
 
 
+def add_settings(group: argparse._ArgumentGroup, kind: type[Any]) -> None:
+    """One option for each field of a dataclass of settings, with what the field says of itself."""
+    for one in fields(kind):
+        option, about = "--" + one.name.replace("_", "-"), one.metadata["about"]
+        if one.type == "bool":
+            group.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=about)
+        else:
+            shown = "" if one.default is None else f" (default: {one.default})"
+            group.add_argument(option, metavar=_metavar(str(one.type)), help=(about + shown).replace("%", "%%"))
+
+
+def _metavar(kind: str) -> str:
+    return {"int": "N", "float": "X", "str": "NAME", "dict[str, Any]": "NAME=VALUE"}.get(kind.replace(" | None", ""), "NAME")
+
+
 def field_kinds(kind: type[Any]) -> dict[str, str]:
     """Field of a dataclass -> its annotation as text."""
     return {f.name: str(f.type) for f in fields(kind)}

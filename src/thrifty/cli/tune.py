@@ -4,11 +4,10 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from thrifty.cli.parsing import Parser, field_kinds, pairs, read_file, settle, typed
+from thrifty.cli.parsing import Parser, add_settings, field_kinds, pairs, read_file, settle, typed
 from thrifty.core.errors import NoSuchSetting, nearest
 from thrifty.train import Settings, tune
 
@@ -40,14 +39,7 @@ def parser() -> Parser:
     made.add_argument("--resume", action="store_true", help="go on with the run in --out from its last checkpoint")
     made.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     made.add_argument("--quiet", action="store_true", help="show no progress")
-    training = made.add_argument_group("training")
-    for field in fields(Settings):
-        option, about = "--" + field.name.replace("_", "-"), field.metadata["about"]
-        if field.type == "bool":
-            training.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=about)
-        else:
-            shown = "" if field.default is None else f" (default: {field.default})"
-            training.add_argument(option, metavar=_metavar(str(field.type)), help=(about + shown).replace("%", "%%"))
+    add_settings(made.add_argument_group("training"), Settings)
     return made
 
 
@@ -122,7 +114,3 @@ def choose(named: str | None, held: Any, sets: Mapping[str, str]) -> tuple[dict[
         else:
             raise NoSuchSetting(f"neither {name} nor training has a setting {key!r}." + nearest(key, [*own, *training], 40))
     return method, extra
-
-
-def _metavar(kind: str) -> str:
-    return {"int": "N", "float": "X", "str": "NAME", "dict[str, Any]": "NAME=VALUE"}.get(kind.replace(" | None", ""), "NAME")

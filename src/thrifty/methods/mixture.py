@@ -5,13 +5,14 @@ Rethinking Efficient Tuning Methods from a Unified Perspective (Jiang, Mao, Huan
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ..core import Method, Site, need
 from ..core.errors import NoSuchSite
-from .bottleneck import Tap
+from .bottleneck import ACTS, Tap
 from .operations import Attention, attentions, feed_forwards
 from .tuners import AdapterTuner, AttentionTuner, FollowingTuner, LookupTuner, refer
 
@@ -20,6 +21,33 @@ if TYPE_CHECKING:
 
 KINDS = ("adapter", "prefix", "prompt")
 OPERATIONS = ("mha", "ffn", "block")
+
+
+@dataclass
+class Mixture(Method):
+    """What methods have in common that put tuners beside operations: which kinds where, and how large."""
+
+    route = "add modules"
+    trains = "adapters, prefixes or prompts beside attention, feed-forward network or block"
+    inference = "a small branch beside each chosen operation"
+    rate = 1e-3
+
+    mha: str = "adapter"
+    ffn: str = "adapter"
+    block: str = ""
+    length: int = 10
+    rank: int = 32
+    act: str = "gelu"
+    bias: bool = False
+    through: bool = True
+    where: str = "block"
+
+    def check(self) -> None:
+        """The mixture and the activation are known, sizes are positive."""
+        refuse_mix(self)
+        need(self.length >= 1, self, "length", "at least 1")
+        need(self.rank >= 1, self, "rank", "at least 1")
+        need(self.act in ACTS, self, "act", f"one of {sorted(ACTS)}")
 
 
 def refuse_mix(method: Method) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..core import Method, need
-from .bottleneck import ACTS
-from .mixture import put_tuners, refuse_mix
+from ..core import need
+from .mixture import Mixture, put_tuners
 from .tuners import AdapterTuner
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class ResTuning(Method):
+class ResTuning(Mixture):
     """x' = OP(x) + RT(x): Res-Adapter, Res-Prefix and Res-Prompt beside attention (``mha``), network (``ffn``) and ``block``.
 
         adapter  RT(x) = W_2 gelu(W_1 x + b_1) + b_2, Xavier-uniform weights, biases N(0, 1e-6)
@@ -30,32 +29,16 @@ class ResTuning(Method):
     """
 
     name = "res-tuning"
-    route = "add modules"
     paper = "Jiang et al., Res-Tuning: Unbinding Tuner from Backbone, NeurIPS 2023, arXiv:2310.19859"
-    trains = "adapters, prefixes or prompts beside attention, feed-forward network or block"
-    inference = "a small branch beside each chosen operation"
     Edit = AdapterTuner
     identity_at_start = False
-    rate = 1e-3
 
-    mha: str = "adapter"
-    ffn: str = "adapter"
-    block: str = ""
-    length: int = 10
-    rank: int = 32
-    act: str = "gelu"
     zero: str = "none"
     scaling: str = "none"
-    bias: bool = False
-    through: bool = True
-    where: str = "block"
 
     def check(self) -> None:
         """The mixture and every choice are known, sizes are positive."""
-        refuse_mix(self)
-        need(self.length >= 1, self, "length", "at least 1")
-        need(self.rank >= 1, self, "rank", "at least 1")
-        need(self.act in ACTS, self, "act", f"one of {sorted(ACTS)}")
+        super().check()
         need(self.zero in ("none", "last", "all"), self, "zero", "'none', 'last' or 'all'")
         need(self.scaling in ("none", "scalar", "channel"), self, "scaling", "'none', 'scalar' or 'channel'")
 

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..core import Method, need
-from .bottleneck import ACTS
-from .mixture import put_tuners, refuse_mix
+from ..core import need
+from .mixture import Mixture, put_tuners
 from .tuners import AdapterTuner, AttentionTuner, FollowingTuner
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class UTuning(Method):
+class UTuning(Mixture):
     """x' = OP(x) + T(x) for the operations attention (``mha``), feed-forward network (``ffn``) and ``block``, in any mixture.
 
         adapter  T(x) = act(x W_d + b_d) W_u + b_u         reads="output" puts OP(x) in the place of x
@@ -33,30 +32,16 @@ class UTuning(Method):
     """
 
     name = "u-tuning"
-    route = "add modules"
     paper = "Jiang et al., Rethinking Efficient Tuning Methods from a Unified Perspective, 2023, arXiv:2303.00690"
-    trains = "adapters, prefixes or prompts beside attention, feed-forward network or block"
-    inference = "a small branch beside each chosen operation"
     Edit = AttentionTuner
-    rate = 1e-3
 
     mha: str = "prefix"
-    ffn: str = "adapter"
-    block: str = ""
-    length: int = 10
-    rank: int = 32
     act: str = "relu"
     reads: str = "input"
-    bias: bool = False
-    through: bool = True
-    where: str = "block"
 
     def check(self) -> None:
         """The mixture and the activation are known, sizes are positive."""
-        refuse_mix(self)
-        need(self.length >= 1, self, "length", "at least 1")
-        need(self.rank >= 1, self, "rank", "at least 1")
-        need(self.act in ACTS, self, "act", f"one of {sorted(ACTS)}")
+        super().check()
         need(self.reads in ("input", "output"), self, "reads", "'input' or 'output'")
 
     def attach(self, at: Attachment, batches: Iterable[Any] | None = None) -> None:

@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_type_hints
 
-from thrifty.core.errors import NoSuchSetting, nearest
+from thrifty.core.errors import NoSuchSetting
 from thrifty.formats.ablations import VARIANTS
-from thrifty.train.checking import fit, need, said
+from thrifty.train.checking import fit, need, refuse_unknown, said
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,7 @@ class Asking:
         Raises:
             NoSuchSetting: an unknown name, with the nearest; a value of the wrong type or out of bounds.
         """
-        known = [f.name for f in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise NoSuchSetting(f"asking in context has no setting {name!r}." + nearest(name, known, 40))
+        refuse_unknown(cls, values, "asking in context")
         return cls(**values)
 
     def plain(self) -> dict[str, Any]:

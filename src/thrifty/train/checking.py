@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import types
-from dataclasses import field
+from collections.abc import Iterable
+from dataclasses import field, fields
 from typing import Any, Literal, Union, get_args, get_origin
 
 from thrifty.core.errors import NoSuchSetting, nearest
@@ -18,6 +19,17 @@ def said(default: Any, about: str) -> Any:
 def parts(kind: Any) -> tuple[Any, ...]:
     """The types that a value may have: those of a union, or the one."""
     return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def refuse_unknown(kind: type[Any], values: Iterable[str], what: str) -> None:
+    """Refuse names that are no fields of ``kind``, whose fields are settings of ``what``.
+
+    Raises: NoSuchSetting, with the nearest.
+    """
+    known = [one.name for one in fields(kind)]
+    for name in values:
+        if name not in known:
+            raise NoSuchSetting(f"{what} has no setting {name!r}." + nearest(name, known, 40))
 
 
 def fit(name: str, value: Any, kind: Any) -> Any:

@@ -2,11 +2,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
-from thrifty.core.errors import NoSuchSetting, nearest
-from thrifty.train.checking import fit, need, said
+from thrifty.train.checking import fit, need, refuse_unknown, said
 from thrifty.train.schedule import SCHEDULES
 
 MIXING = ("temperature", "cap", "one_head")  # what has a meaning for several datasets only
@@ -84,10 +83,7 @@ class Settings:
         Raises:
             NoSuchSetting: an unknown name, with the nearest; a value of the wrong type or out of bounds.
         """
-        known = [f.name for f in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise NoSuchSetting(f"training has no setting {name!r}." + nearest(name, known, 40))
+        refuse_unknown(cls, values, "training")
         return cls(**values)
 
     def plain(self) -> dict[str, Any]:
