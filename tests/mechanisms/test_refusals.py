@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import thrifty
+from thrifty.core import Attachment
 from thrifty.core.errors import (
     BrokenArtifact,
     DeadEdit,
@@ -162,6 +163,22 @@ def test_a_tensor_without_gradient_stops_a_plain_loop_in_its_third_backward_pass
             optimiser.step()
     with pytest.raises(NothingTrains, match="idle#low-rank"):
         model(x).sum().backward()
+
+
+class Freezing(thrifty.LoRA):
+    """A method that freezes, while it is attached, what was asked to train beside it."""
+
+    def attach(self, at: Attachment, batches: object = None) -> None:
+        super().attach(at)
+        for name in at.base:
+            at.model.get_parameter(name).requires_grad_(False)
+
+
+def test_what_is_to_train_and_was_frozen_meanwhile() -> None:
+    model, x = Lazy(), torch.randn(2, 4)
+    with pytest.raises(NothingTrains, match=r"'base:used.bias' is to train, but something froze it while Freezing"):
+        thrifty.attach(model, Freezing(rank=2, where="linear"), also_train="used.bias", example=x, check=False)
+    _untouched(model)
 
 
 def test_of_all_weights_some_may_never_be_reached() -> None:

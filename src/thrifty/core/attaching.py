@@ -73,6 +73,9 @@ def finish(at: Attachment, example: Example | None, check: bool) -> None:
     if not at.parameters():
         raise NothingTrains(f"nothing trains: {type(at.method).__name__} put no edit with parameters on "
                             f"{type(at.model).__name__} and named no parameter of it")
+    if frozen := [n for n, p in at.named_parameters() if not p.requires_grad]:
+        raise NothingTrains(f"{frozen[0]!r} is to train, but something froze it while {type(at.method).__name__} was attached "
+                            f"({len(frozen)} such)")
     refuse_reentrant(at.model)
     if check and next(at.model.parameters()).device.type != "meta":
         with task(at.model, 0) if at.tasks else contextlib.nullcontext():
