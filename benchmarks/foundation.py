@@ -72,9 +72,9 @@ CASES = {
                      {"limit": 96, "epochs": 2, "batch": 8},
                      ("full", "linear-probe", "lora", "vpt", "vpt shallow"), test_rows=100),
     "e2e": Case("text/e2e_nlg", "stories15m", "bleu",
-                "training rows are of the official dev split (train is not there): 800 pairs of 427 meaning representations; 60 "
+                "training rows are of the official dev split (train is not there): 480 pairs of 427 meaning representations; 60 "
                 "meaning representations of the official test split with all references",
-                {"limit": 800, "epochs": 1, "batch": 8, "max_length": 160, "max_new_tokens": 48, "baselines": False},
+                {"limit": 480, "epochs": 1, "batch": 8, "max_length": 160, "max_new_tokens": 48, "baselines": False},
                 ("full", "layernorm", "lora", "lora all", "peft-lora", "ia3", "houlsby", "prefix", "prompt"),
                 {"source": "mr", "target": "refs"}, test_rows=60, tables=divide_e2e),
 }
