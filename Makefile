@@ -23,7 +23,7 @@ test-timm: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m "timm" $(TESTS)
 
 lint: $(VENV)/dev.stamp
-	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples recipes
 	$(BIN)/mypy
 
 wheel: $(VENV)/dev.stamp

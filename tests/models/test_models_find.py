@@ -12,6 +12,7 @@ import pytest
 import tiny_folders as tiny
 
 from thrifty.core.errors import BrokenArtifact, Missing, NoSuchSetting
+from thrifty.models import finding, load
 from thrifty.models.finding import find
 
 
@@ -27,6 +28,18 @@ def test_minilm_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Missing, match="pip install"):
         find("minilm")
+
+
+def test_vit_mini_is_found_in_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(finding, "VIT_MINI", tiny.vit(tmp_path))
+    assert find("vit-mini", offline=True) == finding.Found(tmp_path, "built-in")
+    assert load("vit-mini", "image-classification", ["no", "yes"]).source["kind"] == "built-in"
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(Missing, match="vit-mini is not in this copy.*recipes/vit_mini/README.md"):
+        find("vit-mini")
+    assert (Path(__file__).resolve().parents[2] / "recipes" / "vit_mini" / "README.md").is_file()
+    with pytest.raises(NoSuchSetting, match="Did you mean 'vit-mini'"):
+        find("vit-minni")
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c", "~/none-such", "what is this"])

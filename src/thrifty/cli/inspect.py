@@ -28,7 +28,8 @@ def parser() -> Parser:
     """Its options."""
     made = Parser("inspect", "List the sites of a model by role; with --method, what it would touch and how many numbers it would "
                   "train. Needs only the model's configuration, no weights. Of a run or an adapter: what it holds.", EXAMPLES)
-    made.add_argument("model", help="minilm (built in), a local folder, a hub id, timm:NAME; or the folder of a run or an adapter")
+    made.add_argument("model", help="minilm or vit-mini (built in), a local folder, a hub id, timm:NAME; or the folder of a run or "
+                      "an adapter")
     made.add_argument("--method", help="a method, to see what it would touch")
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the method, such as rank=16")
     made.add_argument("--task", help="the form of the model that this task needs (with a head of --labels outputs)")

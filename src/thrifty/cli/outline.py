@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from thrifty.core.errors import BrokenArtifact, NoSuchSetting
-from thrifty.models.finding import BUILT_IN, find
+from thrifty.models.finding import BUILT_IN, REMINDER, find
 from thrifty.models.kinds import AUTO, LABELLED, configure
 from thrifty.models.pooled import SentenceClassifier, pools_by_mean
 
@@ -53,7 +53,7 @@ def find_config(name: str) -> Path:
         if not (path / "config.json").is_file():
             raise BrokenArtifact(f"{name!r} holds no config.json")
         return path
-    if name == BUILT_IN or "/" not in name:
+    if name in BUILT_IN or "/" not in name:
         return find(name).folder
     from huggingface_hub import snapshot_download
 
@@ -63,7 +63,7 @@ def find_config(name: str) -> Path:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
     except Exception as error:  # every way in which a network can fail has its own type
         raise NoSuchSetting(f"model {name!r} is no folder here, and the hub does not give its configuration "
-                            f"({type(error).__name__}). The built-in model 'minilm' needs no download.") from None
+                            f"({type(error).__name__}). {REMINDER}") from None
 
 
 def _timm(name: str) -> nn.Module:

@@ -29,7 +29,7 @@ PLACES = ("model", "data", "method", "out")
 def parser() -> Parser:
     """Its options; those of training are the fields of `thrifty.train.Settings`."""
     made = Parser("tune", ABOUT, EXAMPLES)
-    made.add_argument("--model", help="minilm (built in), a local folder, a hub id, or timm:NAME")
+    made.add_argument("--model", help="minilm or vit-mini (built in: text, pictures), a local folder, a hub id, or timm:NAME")
     made.add_argument("--data", action="append", help="a file or folder of tables, a folder of images by class, cityline (built "
                       "in), a hub id; several times NAME=DATA to learn several tasks together")
     made.add_argument("--method", help="see `thrifty methods` (default: lora)")
@@ -72,7 +72,7 @@ def gather(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], di
               "out": args.out or held.get("out")}
     for name in ("model", "data"):
         if not places[name]:
-            raise NoSuchSetting(f"thrifty tune needs --{name}" + (" (minilm is built in)" if name == "model" else
+            raise NoSuchSetting(f"thrifty tune needs --{name}" + (" (minilm and vit-mini are built in)" if name == "model" else
                                                                   " (cityline is built in)"))
     settings = settle({name: value for name, value in held.items() if name in kinds}, kinds)
     said = {name: getattr(args, name) for name in kinds if getattr(args, name) is not None}

@@ -25,8 +25,8 @@ def load(name: str, task: str, labels: Sequence[str] | None = None, *, dtype: st
          offline: bool = False, seed: int = 0) -> Backbone:
     """The model called ``name``, in evaluation mode on the CPU, in the form that ``task`` needs.
 
-    ``name`` is `minilm`, the path of a folder in Hugging Face's layout, a hub id ("owner/name", with an optional "@revision"),
-    or "timm:" and the name of a timm model with local weights. Tensors that the checkpoint does not hold, such as a
+    ``name`` is `minilm`, `vit-mini`, the path of a folder in Hugging Face's layout, a hub id ("owner/name", with an optional
+    "@revision"), or "timm:" and the name of a timm model with local weights. Tensors that the checkpoint does not hold, such as a
     new head, are drawn under ``seed`` and listed in ``source["new_tensors"]``. ``dtype`` is float32 unless told otherwise,
     whatever the file was stored in. No code that comes with a model is run, and only safetensors are read.
 

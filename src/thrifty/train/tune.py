@@ -35,8 +35,8 @@ def tune(model: str | nn.Module | Backbone, data: Any, method: str | Method | Ma
     """Adapt ``model`` to ``data`` with ``method``, and say honestly how well that went.
 
     Args:
-        model: the built-in "minilm", a local folder, a hub id; or a module, or a `thrifty.models.Backbone` (a module and its
-            tokenizer). A module comes back as it was: load the adapter to use it.
+        model: the built-in "minilm" or "vit-mini", a local folder, a hub id; or a module, or a `thrifty.models.Backbone` (a module
+            and its tokenizer or image processor). A module comes back as it was: load the adapter to use it.
         data: anything that `thrifty.data.read` takes: files, folders, "cityline", a hub id, tables in memory. Or several of
             them by the names of their tasks, {"rte": folder, "mrpc": other}: then one model learns all, each batch from one.
         method: a name, a method such as ``thrifty.LoRA(rank=16)``, or ``{"name": "lora", "rank": 16}``.
