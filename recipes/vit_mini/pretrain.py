@@ -122,7 +122,8 @@ class Training:
         self.pupil.eval()
         found = {}
         for name, held in self.sets.items():
-            said = torch.cat([self.pupil.answers[name](self.pupil(plain_views(part))[0]).argmax(1) for part in held.held.split(250)])
+            head = self.pupil.answers[name]
+            said = torch.cat([head(self.pupil(plain_views(part))[0]).argmax(1) for part in held.held.split(250)])
             found[name] = round(float((said == held.held_labels).double().mean()), 4)
         self.pupil.train()
         return found

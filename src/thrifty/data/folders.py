@@ -1,23 +1,25 @@
-"""A folder of tables named by split, or a folder of images by class."""
+"""A folder of tables named by split, or a folder of images by class; on disk or in an archive."""
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from thrifty.core.errors import BadData
 from thrifty.data.rows import Given, Place, Rows, join
 from thrifty.data.splitnames import SPLITS, canonical, name_splits, shard
-from thrifty.data.tables import SUFFIXES, read_file
+from thrifty.data.tables import SUFFIXES, read_bytes, read_file
+from thrifty.data.zipped import Entry, Member
 
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-def read_folder(folder: Path) -> Given:
+def read_folder(folder: Entry) -> Given:
     """The splits of a folder, whichever of the known layouts it has.
 
-    Tables: ``train.csv``, ``validation.parquet``, ``test-00000-of-00002.parquet`` …, here or in ``data/``; or one table
-    alone. Images: ``class/x.png`` or ``split/class/x.png``.
+    Tables: ``train.csv``, ``validation.parquet``, ``test-00000-of-00002.parquet`` …; or one table alone, or one that names the
+    images around it. Images: ``class/x.png`` or ``split/class/x.png``. Any of these may lie in one folder inside.
 
     Raises: BadData when no layout fits, or more than one could.
     """
@@ -27,14 +29,19 @@ def read_folder(folder: Path) -> Given:
     if named:
         return read_split_files(folder, tables, [path.name for path in files if path not in tables])
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if [path.name for path in folders] == ["data"] and not has_images(folders[0]):
-        return read_folder(folders[0])
-    if any(has_images(path) or any(has_images(below) for below in subfolders(path)) for path in folders):
-        return read_images(folder, folders)
-    if len(tables) == 1:
+    loose = sum(path.suffix.lower() in IMAGES for path in files)
+    inner = folders[0] if len(folders) == 1 and not canonical(folders[0].name) and not has_images(folders[0]) else None
+    if inner is not None and (inner.name == "data" or not (tables or loose)):
+        return read_folder(inner)
+    pictured = any(has_images(path) or any(has_images(below) for below in subfolders(path)) for path in folders)
+    if len(tables) == 1 and (not pictured or names_images(tables[0])):
         parts, record = read_file(tables[0], tables[0].name)
         return Given("folder", str(folder), parts, [record])
-    loose = sum(path.suffix.lower() in IMAGES for path in files)
+    if pictured:
+        given = read_images(folder, folders)
+        if files:
+            given.notes.append(f"files beside the folders were not read: {', '.join(path.name for path in files[:10])}.")
+        return given
     raise BadData(
         f"{folder}: no data found. Expected tables named by split (train.csv, test.parquet, …), or images by class "
         f"(class/x.png or split/class/x.png). Here: {len(tables)} tables {[path.name for path in tables[:5]]}, "
@@ -42,12 +49,27 @@ def read_folder(folder: Path) -> Given:
     )
 
 
-def read_split_files(folder: Path, tables: list[Path], others: list[str]) -> Given:
+def names_images(table: Entry) -> bool:
+    """Whether a column of a table holds the paths of images, by its first value. What is no table names none."""
+    try:
+        columns = [cells for rows in read_file(table, table.name)[0].values() for cells in rows.table.values()]
+    except BadData:
+        return False
+    for cells in columns:
+        value = next((cell for cell in cells if cell), None)
+        if isinstance(value, str) and value.lower().endswith(IMAGES):
+            inside = table.parent.find(value) if isinstance(table, Member) else table.parent / value
+            if inside is not None and inside.is_file():
+                return True
+    return False
+
+
+def read_split_files(folder: Entry, tables: Sequence[Entry], others: list[str]) -> Given:
     """Tables whose names are splits; shards of one split are joined in order.
 
     Raises: BadData for a missing shard, two files for one split, or a file whose split would be a guess.
     """
-    groups: dict[str, list[Path]] = {}
+    groups: dict[str, list[Entry]] = {}
     for path in tables:
         groups.setdefault(shard(path.stem)[0], []).append(path)
     meant, unknown = name_splits(groups, str(folder))
@@ -68,7 +90,7 @@ def read_split_files(folder: Path, tables: list[Path], others: list[str]) -> Giv
     return given
 
 
-def check_shards(paths: list[Path]) -> None:
+def check_shards(paths: Sequence[Entry]) -> None:
     """Raises: BadData unless ``paths`` is one file, or all shards of one set, once each."""
     numbers = [shard(path.stem)[1:] for path in paths]
     total = numbers[0][1]
@@ -79,7 +101,7 @@ def check_shards(paths: list[Path]) -> None:
         raise BadData(f"{', '.join(path.name for path in paths)}: {why}.")
 
 
-def read_images(folder: Path, folders: list[Path]) -> Given:
+def read_images(folder: Entry, folders: Sequence[Entry]) -> Given:
     """Images by class. The class is the name of the folder that an image lies in.
 
     Raises: BadData for images at more than one depth, an empty class folder, or the same split twice.
@@ -105,7 +127,7 @@ def read_images(folder: Path, folders: list[Path]) -> Given:
     return given
 
 
-def read_classes(folder: Path, prefix: str, given: Given) -> Rows:
+def read_classes(folder: Entry, prefix: str, given: Given) -> Rows:
     """The images of one split, sorted by class and name; ``prefix`` goes before the class in every file's name."""
     rows = Rows({"image": [], "label": []}, [], folder=folder)
     whole = hashlib.sha256()
@@ -121,26 +143,25 @@ def read_classes(folder: Path, prefix: str, given: Given) -> Rows:
             given.notes.append(f"files in {prefix}{place.name} that are no image were not read: {', '.join(others)}.")
         for path in images:
             name = f"{prefix}{place.name}/{path.name}"
-            rows.table["image"].append(str(path))
+            try:
+                data = read_bytes(path)
+            except BadData as error:
+                rows.unreadable.append((Place(name, None), str(error).rstrip(".")))
+                continue
+            rows.table["image"].append(str(path) if isinstance(path, Path) else data)
             rows.table["label"].append(place.name)
             rows.places.append(Place(name, None))
-            whole.update(f"{name}\0{sha256_of(path)}\n".encode())
+            whole.update(f"{name}\0{hashlib.sha256(data).hexdigest()}\n".encode())
     record: dict[str, Any] = {"name": prefix or "./", "sha256": whole.hexdigest(), "rows": len(rows)}
     given.files.append(record)
     return rows
 
 
-def sha256_of(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def subfolders(folder: Path) -> list[Path]:
+def subfolders(folder: Entry) -> Sequence[Entry]:
     """The folders directly in ``folder`` that are not hidden, sorted."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def has_images(folder: Path) -> bool:
+def has_images(folder: Entry) -> bool:
     """Whether an image lies directly in ``folder``."""
     return any(path.suffix.lower() in IMAGES for path in folder.iterdir() if path.is_file())

@@ -66,22 +66,22 @@ def decode(name: str, data: bytes, shrink: bool) -> Image:
             if shrink:
                 image.draft("RGB", (1, 1))
             image.load()
-            return upright(name, image)
+            return upright(name, image, wide=image.format == "PNG")
     except BadData:
         raise
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         raise BadData(f"{name} cannot be decoded: {type(error).__name__}: {error}.") from error
 
 
-def upright(name: str, image: Image) -> Image:
-    """A decoded image of any mode as upright RGB.
+def upright(name: str, image: Image, wide: bool = False) -> Image:
+    """A decoded image of any mode as upright RGB. ``wide`` says that pixels of 32 bit hold no more than 16.
 
     Raises: BadData for 32-bit pixels, whose range is not known.
     """
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (wide and image.mode == "I"):  # PNG has no more, but some versions of PIL read it as I
         image = narrow(image)
     elif image.mode in ("I", "F"):
         raise BadData(f"{name} has 32-bit pixels (mode {image.mode}) whose range is not known: convert it to 8 or 16 bit.")

@@ -20,6 +20,7 @@ from thrifty.data.splitnames import SPLITS, name_splits
 from thrifty.data.splits import arrange, check_fractions, check_train
 from thrifty.data.tables import SUFFIXES, parse, read_file
 from thrifty.data.values import NAMES, canonise
+from thrifty.data.zipped import open_zip
 from thrifty.formats import Format, find
 from thrifty.formats.classes import Classes
 
@@ -44,8 +45,9 @@ def read(
 
     Args:
         source: a CSV, TSV, JSON lines, JSON or Parquet file; a folder of such files named by split; a folder of images
-            by class; a folder that `datasets` saved; a hub id ("owner/name" or "owner/name:config"); "cityline", the
-            set that ships; or in Python a dict of splits or one table (dict of columns, list of row dicts).
+            by class, or beside a table that names them; a zip archive of such a folder; a folder that `datasets` saved; a
+            hub id ("owner/name" or "owner/name:config"); "cityline", the set that ships; or in Python a dict of splits or
+            one table (dict of columns, list of row dicts).
         task: one of the eight tasks; inferred if it is None (masked-language never is).
         columns: role -> column name, for roles that cannot be guessed ({"text": "review", "label": "stars"}).
         seed: for carving splits and for ``limit``.
@@ -145,11 +147,13 @@ def open_source(source: Any) -> Given:
     path = Path(name).expanduser()
     if path.is_dir():
         return hub.read_saved(path) if hub.is_saved(path) else read_folder(path)
+    if path.is_file() and path.suffix.lower() == ".zip":
+        return read_folder(open_zip(path, name))
     if path.is_file():
         parts, record = read_file(path, path.name)
         meant, _ = name_splits(parts, path.name) if "" not in parts else ({"": ""}, [])
         return Given("file", name, {split: parts[key] for key, split in meant.items()}, [record])
-    if path.suffix.lower() not in SUFFIXES and hub.looks_like_id(name):
+    if path.suffix.lower() not in (*SUFFIXES, ".zip") and hub.looks_like_id(name):
         return hub.read_hub(name)
     beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     raise BadData(f"there is no file or folder {name!r}.{nearest(path.name, [*beside, *BUILT_IN])}")

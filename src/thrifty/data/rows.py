@@ -6,16 +6,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from thrifty.core.errors import BadData
+from thrifty.data.zipped import Entry
 
 Table = dict[str, list[Any]]
 """Column name -> values; every column has the same length."""
 
 SHOWN = 10
 """How many rows or pairs an error spells out before it counts the rest."""
+
+FILES = 100
+"""How many files: each has to be found and mended by itself, where rows of one table often share one fault."""
 
 
 class Place(NamedTuple):
@@ -41,7 +44,7 @@ class Rows:
     table: Table
     places: list[Place]
     class_names: dict[str, list[str]] = field(default_factory=dict)
-    folder: Path | None = None
+    folder: Entry | None = None
     unreadable: list[tuple[Place, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
@@ -78,6 +81,7 @@ class Faults:
 
     def __init__(self) -> None:
         self.found: list[tuple[Place, str]] = []
+        self.shown = SHOWN
 
     def add(self, place: Place, reason: str) -> None:
         """Remember that the row at ``place`` cannot be used because of ``reason``."""
@@ -86,13 +90,13 @@ class Faults:
     def settle(self, skip: bool) -> None:
         """Go on if there is nothing to say or ``skip`` allows it.
 
-        Raises: BadData naming up to ten rows with file, number and reason, and how many more there are.
+        Raises: BadData naming rows with file, number and reason (ten, or a hundred files), and how many more there are.
         """
         if self.found and not skip:
             count = len(self.found)
             raise BadData(
                 f"{count} {'row' if count == 1 else 'rows'} cannot be used:\n"
-                + spell(f"{place}: {reason}" for place, reason in self.found)
+                + spell((f"{place}: {reason}" for place, reason in self.found), self.shown)
                 + "\nCorrect them, or leave them out with skip_bad=True (--skip-bad); they are then recorded."
             )
 
@@ -101,11 +105,11 @@ class Faults:
         return [{"file": place.file, "row": place.row, "reason": reason} for place, reason in self.found]
 
 
-def spell(lines: Iterable[str]) -> str:
-    """Up to ten ``lines``, indented, and how many more there are."""
+def spell(lines: Iterable[str], shown: int = SHOWN) -> str:
+    """The first ``lines``, indented, and how many more there are."""
     lines = list(lines)
-    more = [f"  … and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return "\n".join([f"  {line}" for line in lines[:SHOWN]] + more)
+    more = [f"  … and {len(lines) - shown} more"] if len(lines) > shown else []
+    return "\n".join([f"  {line}" for line in lines[:shown]] + more)
 
 
 def gather(name: str, records: Iterable[Any]) -> Rows:

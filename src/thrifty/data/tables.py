@@ -3,18 +3,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from thrifty.core.errors import BadData, Missing, nearest
 from thrifty.data.delimited import decode, parse_delimited
 from thrifty.data.rows import Rows, from_columns, gather
 from thrifty.data.splitnames import canonical
+from thrifty.data.zipped import Entry
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 
 
-def read_file(path: Path, name: str) -> tuple[dict[str, Rows], dict[str, Any]]:
+def read_file(path: Entry, name: str) -> tuple[dict[str, Rows], dict[str, Any]]:
     """What one file holds, and its record (name, sha256, rows).
 
     The rows stand under the key "" unless the file is a JSON object of splits; then under the splits' names.
@@ -22,16 +22,24 @@ def read_file(path: Path, name: str) -> tuple[dict[str, Rows], dict[str, Any]]:
 
     Raises: BadData for a file that is missing, empty, of an unknown format, or not what its name says.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BadData(f"{name} cannot be read: {error.strerror}.") from error
+    data = read_bytes(path)
     parts = parse(name, path.suffix.lower(), data)
     for rows in parts.values():
         rows.folder = path.parent
         if not rows.places and not rows.unreadable:
             raise BadData(f"{name} holds no rows.")
     return parts, {"name": name, "sha256": hashlib.sha256(data).hexdigest(), "rows": sum(map(len, parts.values()))}
+
+
+def read_bytes(path: Entry) -> bytes:
+    """What a file holds.
+
+    Raises: BadData for one that cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadData(f"{path.name} cannot be read: {error.strerror}.") from error
 
 
 def parse(name: str, suffix: str, data: bytes) -> dict[str, Rows]:

@@ -11,7 +11,8 @@ from typing import Any
 from thrifty.core.errors import BadData
 from thrifty.data import images
 from thrifty.data.columns import Choice
-from thrifty.data.rows import Faults, Rows, Table
+from thrifty.data.rows import FILES, Faults, Rows, Table
+from thrifty.data.zipped import Entry, Member
 
 NAMES = "label_name"
 """The column beside the roles that holds the names of the classes, until the label space is known."""
@@ -53,10 +54,13 @@ def canonise(rows: Rows, choice: Choice, faults: Faults) -> Rows:
     if choice.naming in rows.table:
         table[NAMES] = [rows.table[choice.naming][i] for i in kept]
     out = Rows(table, [rows.places[i] for i in kept])
-    return check_images(out, faults) if "image" in table else out
+    if "image" not in table:
+        return out
+    faults.shown = FILES
+    return check_images(out, faults)
 
 
-def read_row(cells: dict[str, list[Any]], task: str, folder: Path | None,
+def read_row(cells: dict[str, list[Any]], task: str, folder: Entry | None,
              readers: Mapping[str, Callable[[Any, str], Any]]) -> dict[str, Any]:
     """One row's values by role; ``readers`` read roles in their own way.
 
@@ -179,15 +183,23 @@ def read_number(value: Any) -> float:
     return number
 
 
-def find_image(value: Any, folder: Path | None) -> bytes | str:
-    """Encoded bytes, or a path made whole by ``folder``; from a struct the bytes, else the path."""
+def find_image(value: Any, folder: Entry | None) -> bytes | str:
+    """Encoded bytes, or a path made whole by ``folder``, in an archive what lies there; from a struct the bytes, else the path."""
     if isinstance(value, dict):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str) or not value.strip():
         raise Unusable("the image is missing" if not value else f"the image is {type(value).__name__}, not bytes or a path")
-    return str((folder or Path()) / value)
+    if not isinstance(folder, Member):
+        return str((folder or Path()) / value)
+    inside = folder.find(value)
+    if inside is None:
+        raise Unusable(f"{value} is no file in the archive, seen from {folder}")
+    try:
+        return inside.read_bytes()
+    except BadData as error:
+        raise Unusable(str(error).rstrip(".")) from error
 
 
 def check_images(rows: Rows, faults: Faults) -> Rows:
