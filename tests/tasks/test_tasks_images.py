@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_folders as tiny
 import torch
+import transformers as T
 from PIL import Image
 from torch import nn
 
@@ -111,3 +112,61 @@ def test_real_backbones_read_pictures(name: str) -> None:
     batch = task.collate(task.encode({"image": [picture(0, (80, 60))], "label": [1]}))
     assert batch["pixel_values"].shape[1] == 3
     assert torch.isfinite(task.loss(backbone.model, batch)[0]) and torch.isfinite(task.features(backbone.model, batch)).all()
+
+
+class TestAugmentation:
+    """The limit ``augment``: what training sees changes from step to step, what is judged never does."""
+
+    def of(self, folder: Path, recipe: str, build: Any = tiny.vit) -> tuple[Any, list[dict[str, Any]]]:
+        backbone = models.load(str(folder if (folder / "config.json").exists() else build(folder)), "image-classification", LABELS)
+        task = tasks.get("image-classification", backbone, LABELS, augment=recipe)
+        return task, task.encode({**TABLE, "image": [picture(i, (50, 40)) for i in range(3)]})
+
+    def test_training_sees_other_pictures_at_each_step(self, tmp_path: Path) -> None:
+        task, examples = self.of(tmp_path / "vit", "crop-flip")
+        plain = task.collate(examples)["pixel_values"]
+        seen = [task.collate(task.vary(examples, 0, step)) for step in (0, 1, 0)]
+        assert torch.equal(seen[0]["pixel_values"], seen[2]["pixel_values"]) and seen[0]["labels"].tolist() == [0, 2, 1]
+        for other in (seen[1]["pixel_values"], plain):
+            assert ((seen[0]["pixel_values"] != other).flatten(1).any(1)).all()
+        alone = task.collate(task.vary(examples[1:2], 0, 0))["pixel_values"]
+        torch.testing.assert_close(alone[0], seen[0]["pixel_values"][1])
+        assert torch.equal(task.collate(examples)["pixel_values"], plain), "what was varied is not what is kept"
+        assert task.limits["augment"] == "crop-flip"
+
+    def test_a_cut_is_what_the_model_sees_without_its_own_crop(self, tmp_path: Path) -> None:
+        folder = tiny.vit(tmp_path / "vit")
+        crops = T.BitImageProcessorPil(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}, resample=2)
+        crops.save_pretrained(folder)
+        for recipe, varied in (("crop-flip:1", True), ("vtab", False)):
+            task, examples = self.of(folder, recipe)
+            given = task.vary(examples, 0, 3) if varied else examples
+            seen = task.collate(given)["pixel_values"][0].numpy()
+            image = Image.open(io.BytesIO(examples[0]["image"]))
+            if varied:
+                image = task.recipe.apply(image, 0, 3, 0)
+            raw = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1) / 255
+            mean, std = (np.array(numbers)[:, None, None] for numbers in (crops.image_mean, crops.image_std))
+            np.testing.assert_allclose(seen, (raw - mean) / std, atol=1e-5)
+        plain = self.of(folder, "none")[0]
+        assert not np.allclose(plain.collate(examples)["pixel_values"][0].numpy(), seen, atol=0.1)
+
+    def test_for_a_model_that_resizes_whole_pictures_vtab_is_none(self, tmp_path: Path) -> None:
+        (first, examples), (other, _) = self.of(tmp_path / "vit", "vtab"), self.of(tmp_path / "vit", "none")
+        assert torch.equal(first.collate(first.vary(examples, 0, 0))["pixel_values"], other.collate(examples)["pixel_values"])
+
+    def test_a_callable_of_ones_own_is_given_the_cut(self) -> None:
+        backbone = wrap(Plain(), as_tensor)
+        task = tasks.get("image-classification", backbone, LABELS, augment="flip")
+        examples = task.encode({"image": TABLE["image"][:2], "label": [0, 1]})
+        plain = task.collate(examples)["x"]
+        mirrored = [torch.equal(seen, whole.flip(2)) for step in range(8) for seen, whole in
+                    zip(task.collate(task.vary(examples, 0, step))["x"], plain, strict=True)
+                    if torch.equal(seen, whole) or torch.equal(seen, whole.flip(2))]
+        assert len(mirrored) == 16 and set(mirrored) == {True, False}
+        with pytest.raises(NoSuchSetting, match="'vtab'.*image processor"):
+            tasks.get("image-classification", backbone, LABELS, augment="vtab")
+
+    def test_names_that_are_none(self, tmp_path: Path) -> None:
+        with pytest.raises(NoSuchSetting, match="no augmentation 'crop_flip'. Did you mean 'crop-flip'"):
+            self.of(tmp_path / "vit", "crop_flip")

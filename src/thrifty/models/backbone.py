@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from thrifty.core.errors import NoSuchSite, nearest
+from thrifty.models.preprocessing import describe
 
 
 @dataclass
@@ -19,8 +20,8 @@ class Backbone:
         preprocess: its tokenizer or image processor (Hugging Face), a callable from a picture to a tensor [C, H, W], or None.
         source: plain JSON. ``id`` as the user wrote it, ``kind`` (built-in, folder, hub, timm or module), ``revision``,
             ``task``, ``class``, ``files``, ``config_sha256``, ``dtype``, ``attention``, ``pooling``, ``seed`` of the new
-            tensors, ``new_tensors`` (parameters that no checkpoint filled and that therefore must train), ``parameters`` and
-            ``notes``, whole sentences about what was decided on the way.
+            tensors, ``image`` (how pictures are prepared), ``new_tensors`` (parameters that no checkpoint filled and that
+            therefore must train), ``parameters`` and ``notes``, whole sentences about what was decided on the way.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ def wrap(module: nn.Module, preprocess: Any = None, *, new: Sequence[str] = (), 
         "id": name or type(module).__name__, "kind": "module", "revision": None, "task": None, "class": type(module).__name__,
         "files": [], "config_sha256": None, "dtype": _dtype(module), "attention": None, "pooling": None, "seed": None,
         "new_tensors": list(dict.fromkeys(found)), "parameters": count(module), "notes": [],
+        **({} if (image := describe(preprocess)) is None else {"image": image}),
     })
 
 

@@ -6,7 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from thrifty.core.errors import BrokenArtifact, Missing
+from thrifty.core.errors import BrokenArtifact, Missing, WrongBase
+
+NUMBERS = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "crop_pct", "do_rescale", "rescale_factor",
+           "do_normalize", "image_mean", "image_std")  # what decides the pixels that a model sees
 
 
 def load_tokenizer(folder: Path, name: str, model: nn.Module) -> tuple[Any, list[str]]:
@@ -60,10 +63,41 @@ def load_image_processor(folder: Path, name: str) -> tuple[Any, dict[str, Any]]:
         processor = auto.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise BrokenArtifact(f"model {name!r}: its preprocessor_config.json cannot be used: {error}") from error
-    wanted = ("size", "crop_size", "crop_pct", "resample", "rescale_factor", "image_mean", "image_std")
-    settings = processor.to_dict()
-    return processor, {"processor": type(processor).__name__,
-                       **{key: _plain(settings[key]) for key in wanted if settings.get(key) is not None}}
+    return processor, describe(processor) or {}
+
+
+def describe(preprocess: Any) -> dict[str, Any] | None:
+    """How pictures are prepared, as plain JSON: of an image processor its numbers, of any other callable its name.
+
+    None for a tokenizer, or nothing.
+    """
+    if preprocess is None or hasattr(preprocess, "pad_token_id"):
+        return None
+    settings = preprocess.to_dict() if hasattr(preprocess, "to_dict") else {}
+    return {"processor": getattr(preprocess, "__qualname__", type(preprocess).__qualname__),
+            **{key: _plain(settings[key]) for key in NUMBERS if settings.get(key) is not None}}
+
+
+def differences(there: dict[str, Any] | None, here: dict[str, Any] | None) -> list[str]:
+    """How two ways to prepare pictures differ, in words.
+
+    Nothing where one of them gives no numbers: a callable of one's own cannot be compared. The name of the class is no difference.
+    """
+    first, other = ({key: value for key, value in (side or {}).items() if key != "processor"} for side in (there, here))
+    if not first or not other:
+        return []
+    return [f"{key} was {first.get(key)} and is {other.get(key)} here" for key in {**first, **other}
+            if first.get(key) != other.get(key)]
+
+
+def refuse_other(there: dict[str, Any] | None, here: dict[str, Any] | None, adapter: str) -> None:
+    """Refuse pictures that are prepared otherwise than in the training of ``adapter``.
+
+    Raises: WrongBase, saying how.
+    """
+    if unlike := differences(there, here):
+        raise WrongBase(f"{adapter} was trained on pictures that were prepared otherwise than this model prepares them: "
+                        f"{'; '.join(unlike)}. Use the model and the image processor that it was trained with")
 
 
 def _plain(value: Any) -> Any:
@@ -71,4 +105,4 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(part) for key, part in value.items() if part is not None}
     if isinstance(value, (list, tuple)):
         return [_plain(part) for part in value]
-    return int(value) if isinstance(value, int) else value
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else value

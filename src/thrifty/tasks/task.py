@@ -85,6 +85,10 @@ class Task(ABC):
         """Learn from the training split what the task must know before training (the scale of a regression); mostly nothing."""
         return
 
+    def vary(self, examples: Sequence[dict[str, Any]], seed: int, step: int) -> list[dict[str, Any]]:
+        """Training examples as one step sees them, a pure function of its seed and number; mostly as they are."""
+        return list(examples)
+
     def judge(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         """Predictions that are enough to compute ``metric``, and cheap where ``predict`` is slow."""
         return self.predict(model, batch)

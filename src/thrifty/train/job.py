@@ -22,7 +22,7 @@ from thrifty.data import Dataset
 from thrifty.data import Several as SeveralSets
 from thrifty.data.several import each
 from thrifty.methods.heads import Heads, heads
-from thrifty.models import Backbone, load, wrap
+from thrifty.models import Backbone, load, preprocessing, wrap
 from thrifty.models.together import widest
 from thrifty.tasks import Task
 from thrifty.tasks.several import Several
@@ -36,7 +36,7 @@ from thrifty.train.progress import Progress
 from thrifty.train.settings import Settings
 from thrifty.train.training import Material, Training
 
-LIMITS = ("max_length", "max_new_tokens", "metric")  # settings that are a task's
+LIMITS = ("max_length", "max_new_tokens", "metric", "augment")  # settings that are a task's
 
 
 @dataclass
@@ -70,6 +70,7 @@ class Job:
     at: Attachment | None = None
     material: Material | None = None
     left_behind: list[str] = field(default_factory=list)  # tensors of the adapter that training starts from with no place here
+    unlike: list[str] = field(default_factory=list)       # how that one's pictures were prepared otherwise
 
     def train(self, seed: int) -> Trained:
         """Load, attach, train, check that nothing else moved, save.
@@ -120,6 +121,8 @@ class Job:
                     beside=heads(*widths) if widths and not self.settings.one_head else None)
         if self.settings.start is not None:
             self.left_behind = artifact.begin(at, self.settings.start)
+            before = artifact.inspect(self.settings.start)["about"].get("image")
+            self.unlike = preprocessing.differences(before, self.backbone.source.get("image"))
         if at.masks and self.processes.sharded:
             raise Unfit(f"{self.method.name} trains parts of weights in place, which cannot be done while they are spread over "
                         "processes: train it with DDP (without --use_fsdp)")
@@ -186,7 +189,8 @@ class Job:
         assert self.at is not None
         about: dict[str, Any] = {
             "task": self.task.name, "form": self.form, "labels": self.task.labels, "limits": self.task.limits,
-            "metric": self.task.metric, "columns": self.dataset.columns, "model": self.backbone.source.get("id")}
+            "metric": self.task.metric, "columns": self.dataset.columns, "model": self.backbone.source.get("id"),
+            "image": self.backbone.source.get("image")}
         if self.processes.main:
             artifact.save(self.at, folder, **about)
         elif self.processes.sharded:

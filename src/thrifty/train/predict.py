@@ -15,6 +15,7 @@ from thrifty.core import Attachment
 from thrifty.core import task as told
 from thrifty.core.errors import BrokenArtifact, NoSuchSetting
 from thrifty.models import Backbone, load, wrap
+from thrifty.models.preprocessing import refuse_other
 from thrifty.tasks import Task
 from thrifty.tasks.several import Several
 from thrifty.tasks.spoken import Spoken
@@ -53,7 +54,7 @@ def open_adapter(run: str | os.PathLike[str], model: str | nn.Module | Backbone 
 
     Raises:
         BrokenArtifact: the folder holds no adapter, or one that does not say its task.
-        WrongBase: ``model`` is not the one.
+        WrongBase: ``model`` is not the one, or its pictures are prepared otherwise.
     """
     folder = adapter_folder(run)
     about = artifact.inspect(folder)["about"]
@@ -66,6 +67,7 @@ def open_adapter(run: str | os.PathLike[str], model: str | nn.Module | Backbone 
         backbone = load(model, *form_of(about))
     else:
         backbone = model if isinstance(model, Backbone) else wrap(model)
+    refuse_other(about.get("image"), backbone.source.get("image"), str(folder))
     backbone.model.to(device)
     at = artifact.load(backbone.model, folder)
     return Opened(backbone, tasks.get(about["task"], backbone, labels, **about.get("limits", {})), at, about)

@@ -39,6 +39,9 @@ class Settings:
     cap: int | None = said(None, "of several datasets: count at most this many rows of each")
     one_head: bool | None = said(None, "of several datasets with the same labels, such as languages: one head for all")
 
+    augment: str | dict[str, Any] | None = said(None, "pictures of training rows changed by chance: none, flip, crop-flip, "
+                                                      "randaugment, or vtab (see thrifty.data.augmenting). Of several datasets: "
+                                                      "name=recipe pairs")
     epochs: float | None = said(None, "passes over the training rows (default: as many as make 300 steps, 3 to 12)")
     batch: int = said(32, "rows per process that go through the model at once")
     accumulate: int = said(1, "batches that are summed up before each step")

@@ -121,7 +121,7 @@ class Training:
         summed, items = 0.0, 0
         for i, chosen in enumerate(hands):
             with self.processes.quietly(self.model, i < len(hands) - 1):
-                examples = [self.material.train[row] for row in chosen or rows[:1]]
+                examples = self.task.vary([self.material.train[row] for row in chosen or rows[:1]], self.log.seed, self.log.step)
                 batch = move(self.task.collate(examples), self.processes.device)
                 with self.precision.autocast():
                     task, own = self.task.turn(self.model, batch)

@@ -34,6 +34,8 @@ def warnings(job: Job, trained: Sequence[Trained]) -> list[str]:
     if job.left_behind:
         said.append(f"Of the adapter that training started from, {len(job.left_behind)} tensors have no place in this model and "
                     f"were left behind: {', '.join(job.left_behind[:3])}.")
+    if job.unlike:
+        said.append(f"The adapter that training started from saw pictures that were prepared otherwise: {'; '.join(job.unlike)}.")
     if job.precision.warning:
         said.append(job.precision.warning)
     if job.processes.sharded and job.settings.baselines:
