@@ -4,6 +4,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from pathlib import Path
 
 import numpy
 import pytest
@@ -166,7 +167,7 @@ def test_a_zip_is_read_like_the_folder_in_it(tmp_path):
     assert data.labels == plain.labels and data.record["rows"] == plain.record["rows"]
     assert data.record["content"] == plain.record["content"] and data.record["files"] == plain.record["files"]
     for given, path in zip(data.splits["train"]["image"], plain.splits["train"]["image"], strict=True):
-        assert given == open(path, "rb").read()
+        assert given == Path(path).read_bytes()
     fill(tmp_path / "parts" / "deep" / "train")
     fill(tmp_path / "parts" / "deep" / "test", start=500, count=3)
     data = read(pack(tmp_path / "parts", tmp_path / "parts.zip"))

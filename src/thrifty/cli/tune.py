@@ -30,8 +30,8 @@ def parser() -> Parser:
     """Its options; those of training are the fields of `thrifty.train.Settings`."""
     made = Parser("tune", ABOUT, EXAMPLES)
     made.add_argument("--model", help="minilm or vit-mini (built in: text, pictures), a local folder, a hub id, or timm:NAME")
-    made.add_argument("--data", action="append", help="a file or folder of tables, a folder of images by class, cityline (built "
-                      "in), a hub id; several times NAME=DATA to learn several tasks together")
+    made.add_argument("--data", action="append", help="a file or folder of tables, a folder or zip archive of images by class, "
+                      "cityline (built in), a hub id; several times NAME=DATA to learn several tasks together")
     made.add_argument("--method", help="see `thrifty methods` (default: lora)")
     made.add_argument("--out", help="folder of the run (default: a new one under runs/)")
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, such as the method's rank=16")
