@@ -96,7 +96,7 @@ class Training:
         losses, distance = self.judge(first, mean, labels, wanted)
         total = sum(len(y) * loss for y, loss in zip(labels, losses.values(), strict=True)) / len(first)
         self.optimizer.zero_grad(set_to_none=True)
-        (total + recipe.distil * distance).backward()  # type: ignore[no-untyped-call]
+        (total + recipe.distil * distance).backward()
         torch.nn.utils.clip_grad_norm_(self.pupil.parameters(), recipe.clip)
         self.optimizer.step()
         self.step += 1

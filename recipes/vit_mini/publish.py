@@ -40,7 +40,7 @@ def publish(folder: Path, out: Path, home: Path) -> dict[str, Any]:
     pupil.trunk.float()
     save_processor(home)
     processor, _ = load_image_processor(home, "vit-mini")
-    measured = {name: test(pupil, name, folder / f"{name}.npz", processor) for name in recipe.batch}
+    measured: dict[str, Any] = {name: test(pupil, name, folder / f"{name}.npz", processor) for name in recipe.batch}
     measured["digits"] = probe_digits(pupil, processor)
     parameters = sum(p.numel() for p in pupil.trunk.parameters())
     facts = {**about, "parameters": parameters, "measured": measured}

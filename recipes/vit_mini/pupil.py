@@ -47,7 +47,7 @@ def waves(side: int, width: int) -> Tensor:
 
     A. Vaswani et al., NeurIPS 2017; in two dimensions as K. He et al., CVPR 2022, arXiv:2111.06377, have them.
     """
-    speeds = 10000 ** (-torch.arange(width // 4) / (width // 4))
+    speeds: Tensor = 10000 ** (-torch.arange(width // 4) / (width // 4))
     angles = torch.arange(side)[:, None] * speeds
     line = torch.cat([angles.sin(), angles.cos()], 1)
     rows, columns = line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)

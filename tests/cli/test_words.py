@@ -57,7 +57,7 @@ def test_the_module_is_the_same_program() -> None:
 
 @pytest.mark.parametrize(("words", "answer"), [
     (("tune", "--modle", "x"), "Did you mean '--model'"), (("tune", "--epoch", "3"), "Did you mean '--epochs'"),
-    (("tune", "--data", "d"), "needs --model (minilm is built in)"), (("tune", "--model", "m"), "needs --data"),
+    (("tune", "--data", "d"), "needs --model (minilm and vit-mini are built in)"), (("tune", "--model", "m"), "needs --data"),
     (("tune", "--model", "m", "--data", "d", "--batch", "many"), "batch must be int"),
     (("tune", "--model", "m", "--data", "d", "--set", "rnak=3"), "Did you mean 'rank'"),
     (("tune", "--model", "m", "--data", "d", "--set", "rank"), "takes key=value"),
