@@ -97,7 +97,8 @@ def describe_adapter(folder: Path) -> str:
     lines = [f"{method['name']} ({settings}), {numel:,} numbers in {len(data['tensors'])} tensors"]
     lines += [f"  {role:<12} {len(paths):>4} × {edit}, for example {paths[0]}" for (role, edit), paths in places.items()]
     lines += [f"  in place     {name}" for name in data["trained"]]
-    lines += [f"{key}: {about[key]}" for key in ("model", "task", "labels", "metric", "image") if about.get(key) is not None]
+    known = ("model", "task", "labels", "metric", "image", "measured")
+    lines += [f"{key}: {about[key]}" for key in known if about.get(key) is not None]
     return "\n".join(lines)
 
 

@@ -186,6 +186,8 @@ def _put_place(at: Attachment, shape: Any, port: str, here: dict[str, list[Row]]
     """Put the edit that composes those of all parts at one place; returns their tensors by the names that they have in it."""
     first = next(iter(here.values()))[0]
     site = _site(at, first)
+    if port == "around":
+        raise CannotCombine(f"{first.edit!r} decides whether {first.path!r} runs at all, and on what: that cannot be composed")
     tree = _plain(shape, here, parts)
     kept = {getattr(registered(row.edit), "kept", "") for rows in here.values() for row in rows} - {""}
     residual = ""

@@ -8,6 +8,8 @@ input      forward(x) -> x                before the site
 attention  forward(q, k, v) -> q, k, v    at the scaled_dot_product_attention calls inside the site
 call       forward(args, kwargs) -> same  before the site, all of its arguments; the newest attachment first, so
                                           that what each takes away again at the output port nests like brackets
+around     forward(run, *args, **kwargs)  in the place of the site, which runs if, and on what, the edit calls ``run``;
+                                          between the ports above and the output
 =========  =============================  ====================================================================
 
 An edit is a child of its site (``site.edits.<attachment>``), run by one pair of hooks. So names say where it acts, base
@@ -27,7 +29,7 @@ from .errors import BrokenArtifact, CannotCombine, CannotMerge, nearest
 from .part import Part
 from .site import Site
 
-PORTS = ("call", "input", "attention", "output")
+PORTS = ("call", "input", "attention", "around", "output")
 _REGISTRY: dict[str, type[Edit]] = {}
 E = TypeVar("E", bound="type[Any]")  # an Edit or a Shared
 

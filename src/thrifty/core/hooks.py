@@ -1,6 +1,8 @@
 """Hooks: how edits live on a site as its children, and run before and after it."""
 from __future__ import annotations
 
+import inspect
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,6 +25,29 @@ class Edits(nn.ModuleDict):
     def at(self, port: str) -> list[Any]:
         """Those that are on and act at ``port``."""
         return [e for e in self.values() if getattr(e, "port", None) == port and e.on]
+
+
+class Around:
+    """Stands in for the forward of a module whose edits decide whether, and on what, it runs; an object, so that it pickles."""
+
+    def __init__(self, module: Any) -> None:
+        self.module, self.patch = module, module.__dict__.get("forward")  # somebody else's patch goes on acting
+
+    def own(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module does by itself."""
+        if self.patch is not None:
+            return self.patch(*args, **kwargs)
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        run: Any = self.own
+        for edit in self.module.edits.at("around"):
+            run = partial(edit, run)
+        return run(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.patch or partial(type(self.module).forward, self.module))
 
 
 def edits_on(module: nn.Module) -> Edits:
@@ -59,6 +84,17 @@ def rehook(module: nn.Module) -> None:
         for handle in edits.handles:
             handle.remove()
         edits.handles = ()
+    _surround(module, any(getattr(e, "on", False) and getattr(e, "port", None) == "around" for e in edits.values()))
+
+
+def _surround(module: nn.Module, wanted: bool) -> None:
+    there = module.__dict__.get("forward")
+    if wanted and not isinstance(there, Around):
+        module.__dict__["forward"] = Around(module)
+    elif not wanted and isinstance(there, Around):
+        del module.__dict__["forward"]
+        if there.patch is not None:
+            module.__dict__["forward"] = there.patch
 
 
 def remove(module: nn.Module, slot: str) -> None:

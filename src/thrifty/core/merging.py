@@ -115,7 +115,7 @@ def _group(at: Attachment) -> dict[str, list[Edit]]:
     grouped: dict[str, list[Edit]] = {}
     for row, edit in zip(at.plan, at.edits.values(), strict=True):
         if edit.on:
-            if edit.port in ("attention", "call") or getattr(edit.site.module, "weight", None) is None:
+            if edit.port in ("attention", "call", "around") or getattr(edit.site.module, "weight", None) is None:
                 edit.delta(torch.empty(0))  # says by name that it cannot
                 raise CannotMerge(f"{type(edit).__name__} at {row.path!r} acts on {edit.port}, not on a weight")
             grouped.setdefault(row.path, []).append(edit)

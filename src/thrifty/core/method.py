@@ -93,6 +93,13 @@ class Method:
     def resume(self, at: Attachment, state: Mapping[str, Tensor]) -> None:
         """Called before the ``state`` of an interrupted training is put back, to change ``at`` as ``step`` had changed it."""
 
+    def calibrate(self, at: Attachment, task: Any, batches: Iterable[Any]) -> None:
+        """Called once after training, before ``finish``, to set or measure what data that did not train must decide.
+
+        ``batches`` are those of the validation split, with labels; the model is in evaluation mode and keeps no graph. What was
+        measured is left as plain data in ``at.about["measured"]``, and so travels with the adapter.
+        """
+
     def finish(self, at: Attachment) -> None:
         """Called once after training: throw away what only training needed."""
 

@@ -35,6 +35,7 @@ from .p_tuning import PTuning
 from .pals import PALs
 from .parallel_adapter import ParallelAdapter
 from .pfeiffer import Pfeiffer
+from .pixel_prompt import PixelPrompt
 from .prefix import PrefixTuning
 from .probe import LinearProbe
 from .prompt import PromptTuning
@@ -79,6 +80,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "ParallelAdapter",
     "Pfeiffer",
     "PHMAdapter",
+    "PixelPrompt",
     "PrefixTuning",
     "PromptTuning",
     "PTuning",

@@ -116,6 +116,10 @@ class AdapterDrop(Method):
         """The adapter's own."""
         return self._inner().penalty(at)
 
+    def calibrate(self, at: Attachment, task: Any, batches: Iterable[Any]) -> None:
+        """The adapter's own."""
+        self._inner().calibrate(at, task, batches)
+
     def finish(self, at: Attachment) -> None:
         """The adapter's own; the draw is no longer needed."""
         self._inner().finish(at)

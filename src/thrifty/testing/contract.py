@@ -22,7 +22,7 @@ from ..core.errors import CannotMerge, HalfAdapted
 from ..core.routing import tell
 from ..core.site import owned
 from ..core.watch import occasional
-from .measuring import TASKS, add, alike, distance, equal, gradients, loss, put, same, step, stir, weigh
+from .measuring import TASKS, add, alike, distance, equal, gradients, loss, own_loss, put, same, step, stir, weigh
 from .tiny import Tiny
 
 Promise = Callable[[Method, Tiny], None]
@@ -59,7 +59,8 @@ def acts(method: Method, backbone: Tiny) -> None:
 
 
 def sends_gradients(method: Method, backbone: Tiny) -> None:
-    """Every trainable tensor gets a gradient, those of edits one that is not zero, and no frozen tensor gets any.
+    """Every trainable tensor gets a gradient of what the method trains on, those of edits one that is not zero, and no frozen
+    tensor gets any.
 
     A method that tells tasks apart sees a batch of each.
     """
@@ -67,7 +68,7 @@ def sends_gradients(method: Method, backbone: Tiny) -> None:
     stir(at)
     for told in at.tasks or [None]:
         tell(model, told)
-        loss(backbone, model).backward()
+        own_loss(backbone, model, at).backward()
     for name, p in at.named_parameters():
         if name.removeprefix("base:") in at.wildcard:
             continue
@@ -244,7 +245,7 @@ def takes_bfloat16(method: Method, backbone: Tiny) -> None:
     assert out.dtype == half.output(half.fresh()).dtype, f"{method.name} changes the output's precision to {out.dtype}"
     assert bool(out.isfinite().all()), f"{method.name} on {backbone.name} in bfloat16 is not finite"
     assert distance(out, before) > 1e-6, f"{method.name} does nothing on {backbone.name} in bfloat16"
-    loss(half, model).backward()
+    own_loss(half, model, at).backward()
     for name, p in at.named_parameters():
         base = name.startswith("base:")
         assert base or p.dtype == torch.float32, f"{name} trains in {p.dtype}"

@@ -1,10 +1,14 @@
 """What the promises of the contract are made of: put a method on a copy, give it other values, train it a little, compare."""
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from ..core import Attachment, Method, attach
+from ..core.errors import Unfit
 from ..core.routing import tell
 from .tiny import Tiny
 
@@ -46,12 +50,44 @@ def loss(backbone: Tiny, model: nn.Module) -> Tensor:
     return weigh(backbone.logits(backbone.run(model)))
 
 
+@dataclass(frozen=True)
+class Weighed:
+    """Stands for a task: its loss is ``weigh`` of what is answered to the example, and every row is of class 0."""
+
+    name: ClassVar[str] = "a task of the contract"
+    backbone: Tiny
+
+    def batch(self) -> dict[str, Any]:
+        """The example with labels, as a task would make it."""
+        example = self.backbone.example
+        given = example if isinstance(example, dict) else {"example": example if isinstance(example, Tensor) else example[0]}
+        return {**given, "labels": torch.zeros(len(next(iter(given.values()))), dtype=torch.long)}
+
+    def inputs(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch without its labels."""
+        return {name: value for name, value in batch.items() if name != "labels"}
+
+    def loss(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, int]:
+        """``weigh`` of what ``model`` answers, and the number of rows."""
+        return loss(self.backbone, model), len(batch["labels"])
+
+
+def own_loss(backbone: Tiny, model: nn.Module, at: Attachment) -> Tensor:
+    """What the method itself makes of ``loss``; ``loss`` where it asks for a task that no random answer can stand for."""
+    assert at.method is not None
+    task = Weighed(backbone)
+    try:
+        return at.method.loss(at, task, model, task.batch())[0]
+    except Unfit:
+        return loss(backbone, model)
+
+
 def step(method: Method, at: Attachment, backbone: Tiny, model: nn.Module, steps: int, rate: float = 0.05) -> None:
     """Train for a few steps, with weight decay and with all that the method asks of a training loop."""
     optimiser = torch.optim.AdamW(method.groups(at, rate, 0.1))
     for i in range(steps):
         optimiser.zero_grad()
-        (loss(backbone, model) + method.penalty(at)).backward()
+        (own_loss(backbone, model, at) + method.penalty(at)).backward()
         optimiser.step()
         method.step(at, i + 1, steps)
 

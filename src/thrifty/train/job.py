@@ -26,6 +26,7 @@ from thrifty.models import Backbone, load, preprocessing, wrap
 from thrifty.models.together import widest
 from thrifty.tasks import Task
 from thrifty.tasks.several import Several
+from thrifty.tasks.task import predicting
 from thrifty.train import chance
 from thrifty.train.checkpoint import Checkpoint, States
 from thrifty.train.interrupt import Interrupted, Wish
@@ -99,6 +100,8 @@ class Job:
             progress.close()
         refuse_moved(model, before)
         trained = self.count()
+        with predicting(model), self.precision.autocast():
+            self.method.calibrate(at, self.task, self.batches(self.material.validation))
         self.method.finish(at)
         return Trained(seed, log, self.save(place / "adapter"), at.state() if self.processes.sharded else None, trained)
 
@@ -117,7 +120,7 @@ class Job:
             recompute(model)
         names, widths = (list(self.task.parts), self.task.outputs) if isinstance(self.task, Several) else ([], [])
         at = attach(model, self.method, also_train="|".join(self.task.head_parameters) or None, seed=seed,
-                    example=self.example(), batches=self.batches(), tasks=names,
+                    example=self.example(), batches=self.batches(self.material.train), tasks=names,
                     beside=heads(*widths) if widths and not self.settings.one_head else None)
         if self.settings.start is not None:
             self.left_behind = artifact.begin(at, self.settings.start)
@@ -168,10 +171,9 @@ class Job:
         assert self.material is not None
         return self.task.inputs(self.backbone.model, move(self.task.collate(self.material.train[:2]), self.processes.device))
 
-    def batches(self) -> Iterator[dict[str, Tensor]]:
-        """The training rows, in batches that are made when a method asks for the next one; of several tasks those of the widest."""
-        assert self.material is not None
-        rows, size = [example for example in self.material.train if example.get("task") == self.widest], self.settings.batch
+    def batches(self, examples: list[dict[str, Any]]) -> Iterator[dict[str, Tensor]]:
+        """Encoded rows, in batches that are made when a method asks for the next one; of several tasks those of the widest."""
+        rows, size = [example for example in examples if example.get("task") == self.widest], self.settings.batch
         for start in range(0, len(rows), size):
             batch = move(self.task.collate(rows[start : start + size]), self.processes.device)
             yield {key: value for key, value in batch.items() if isinstance(value, Tensor)}
