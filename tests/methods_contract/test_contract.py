@@ -28,7 +28,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "lst": {"reduction": 2, "init": "magnitude"}, "diff-pruning": {"start": 1.0, "fix": 1.0},
     "p-tuning": {"template": [[0, 2], [1, 1]]}, "unipelt": {"length": 3, "hidden": 8, "reduction": 2},
     "attempt": {"sources": [torch.linspace(-1, 1, 64).view(4, 16), torch.linspace(1, 0, 64).view(4, 16).sin()], "hidden": 8},
-    "pixel-prompt": {"width": 4},
+    "pixel-prompt": {"width": 4}, "block-drop": {"policy": "resnet8", "warm_up": 0.0},
     "u-tuning": {"length": 3, "rank": 4}, "res-tuning": {"rank": 4, "mha": "prefix+adapter", "block": "prompt"},
 }
 ELSEWHERE: dict[tuple[str, str], dict[str, object]] = {
@@ -48,7 +48,7 @@ REFUSED: dict[tuple[str, str], type[ThriftyError]] = {
     **{("mad-x-language", b): NoSuchSite for b in ("vit", "encoder")},
     ("mad-x-language", "t5"): HalfAdapted,  # two stacks share one table
     **{("prompt", b): Unfit for b in ("vit", "encoder", "resnet")},  # no token embeddings
-    **{("pixel-prompt", b): Unfit for b in ("bert", "llama", "t5", "encoder")},  # no pictures
+    **{(m, b): Unfit for m in ("pixel-prompt", "early-exit", "block-drop") for b in ("bert", "llama", "t5", "encoder")},  # no pictures
     **{("vpt", b): Unfit for b in BACKBONES if b != "vit"},  # no patches
     **{(m, "resnet"): NoSuchSite for m in ("compacter", "phm-adapter", "low-rank-adapter", "knowledge-adapter", "mam", "t-few")},
     **{(m, "resnet"): Unfit for m in ("bapna", "lhuc")},  # its blocks give out images

@@ -11,10 +11,12 @@ from .adapter_fusion import AdapterFusion
 from .attempt import Attempt
 from .bapna import Bapna
 from .bitfit import BitFit
+from .block_drop import BlockDrop
 from .compacter import Compacter, PHMAdapter
 from .diff_pruning import DiffPruning
 from .dora import DoRA
 from .dynamic_rank_dora import DynamicRankDoRA
+from .early_exit import EarlyExit
 from .full import FullFineTuning
 from .heads import Heads
 from .houlsby import Houlsby
@@ -55,10 +57,12 @@ __all__ = [  # one a line, so that two new methods do not meet
     "Attempt",
     "Bapna",
     "BitFit",
+    "BlockDrop",
     "Compacter",
     "DiffPruning",
     "DoRA",
     "DynamicRankDoRA",
+    "EarlyExit",
     "FullFineTuning",
     "Houlsby",
     "HyperFormer",
