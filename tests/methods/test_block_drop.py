@@ -114,7 +114,7 @@ def test_a_block_that_nobody_needs_is_not_computed() -> None:
         ran: list[tuple[int, int]] = []
         for i, block in enumerate(blocks(model)):
             part = block.mlp if hasattr(block, "mlp") else block.layer
-            part.register_forward_hook(lambda m, a, out, i=i: ran.append((i, len(out))))
+            part.register_forward_hook(lambda m, a, out, i=i, ran=ran: ran.append((i, len(out))))
         path = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 1], [1, 0, 0, 1], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]).bool()
         with policy_of(at).following(path), torch.no_grad():
             model(pixel_values=x)

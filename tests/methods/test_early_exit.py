@@ -120,7 +120,7 @@ def test_what_is_skipped_is_not_computed() -> None:
         inner = [(name, m) for name, m in model.named_modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))
                  and "edits" not in name and "classifier" not in name]  # which is called, but answered for
         for name, module in inner:
-            module.register_forward_hook(lambda m, a, out, name=name: ran.append(f"{name} {len(out)}"))
+            module.register_forward_hook(lambda m, a, out, name=name, ran=ran: ran.append(f"{name} {len(out)}"))
         c = sure(every(at, x), "probability")
         set_thresholds(at, [float(c[0].min()), *[INF] * (len(c) - 2)])
         ran.clear()
@@ -281,7 +281,8 @@ def test_refusals() -> None:
     for kind, why in (("swin", "between its blocks"), ("bert", "no pictures")):
         with pytest.raises(Unfit, match=why):
             thrifty.attach(tiny(kind), thrifty.EarlyExit())
-    for settings in ({"after": [2, 1]}, {"after": [2]}, {"measure": "margin"}, {"budget": -1.0}, {"gammas": [1.0]}, {"trunk": "half"}):
+    for settings in ({"after": [2, 1]}, {"after": [2]}, {"measure": "margin"}, {"budget": -1.0}, {"gammas": [1.0]},
+                     {"trunk": "half"}):
         with pytest.raises(NoSuchSetting, match=next(iter(settings))):
             thrifty.attach(tiny("vit"), thrifty.EarlyExit(**settings))
     with pytest.raises(Unfit, match="linear layer"):

@@ -25,7 +25,8 @@ def prompt(at: thrifty.Attachment) -> Pixels:
 
 def attach(model: Any, **settings: Any) -> thrifty.Attachment:
     side = getattr(model.config, "image_size", 32)
-    return thrifty.attach(model, thrifty.PixelPrompt(**{"width": 4, **settings}), example={"pixel_values": torch.zeros(1, 3, side, side)})
+    example = {"pixel_values": torch.zeros(1, 3, side, side)}
+    return thrifty.attach(model, thrifty.PixelPrompt(**{"width": 4, **settings}), example=example)
 
 
 @pytest.mark.parametrize(("kind", "width", "wanted"), [

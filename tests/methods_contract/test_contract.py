@@ -48,7 +48,8 @@ REFUSED: dict[tuple[str, str], type[ThriftyError]] = {
     **{("mad-x-language", b): NoSuchSite for b in ("vit", "encoder")},
     ("mad-x-language", "t5"): HalfAdapted,  # two stacks share one table
     **{("prompt", b): Unfit for b in ("vit", "encoder", "resnet")},  # no token embeddings
-    **{(m, b): Unfit for m in ("pixel-prompt", "early-exit", "block-drop") for b in ("bert", "llama", "t5", "encoder")},  # no pictures
+    **{(m, b): Unfit for m in ("pixel-prompt", "vdp", "early-exit", "block-drop")
+       for b in ("bert", "llama", "t5", "encoder")},  # no pictures
     **{("vpt", b): Unfit for b in BACKBONES if b != "vit"},  # no patches
     **{(m, "resnet"): NoSuchSite for m in ("compacter", "phm-adapter", "low-rank-adapter", "knowledge-adapter", "mam", "t-few")},
     **{(m, "resnet"): Unfit for m in ("bapna", "lhuc")},  # its blocks give out images

@@ -47,6 +47,7 @@ from .t_few import TFew
 from .u_tuning import UTuning
 from .udapter import UDapter
 from .unipelt import UniPELT
+from .vdp import VDP
 from .vera import VeRA
 from .vpt import VPT
 
@@ -94,6 +95,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "UDapter",
     "UniPELT",
     "UTuning",
+    "VDP",
     "VeRA",
     "VPT",
 ]

@@ -74,7 +74,7 @@ class BlockDrop(Method):
         need(self.gamma < 0, self, "gamma", "below 0")
         need(self.gamma_joint < 0, self, "gamma_joint", "below 0")
         need(0 <= self.warm_up < 1, self, "warm_up", "at least 0 and below 1: a share of the training")
-        need(0 <= self.curriculum <= 1 - self.warm_up, self, "curriculum", f"from 0 to {1 - self.warm_up:g}, what the warm-up leaves")
+        need(0 <= self.curriculum <= 1 - self.warm_up, self, "curriculum", f"from 0 to {1 - self.warm_up:g}, what warm_up leaves")
 
     def attach(self, at: Attachment, batches: Iterable[Any] | None = None) -> None:
         """The policy where the model is entered, and a switch around each block.

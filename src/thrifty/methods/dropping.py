@@ -50,21 +50,18 @@ class Drop(Edit):
     def forward(self, run: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x [B, ...] -> what the block or its shortcut gives, [B, ...]."""
         path = self.context.taps.get(PATH)
-        if path is None:  # nobody chose: the model was entered past its beginning
-            y: Tensor = run(x, *args, **kwargs)
+        runs: Tensor | None = None if path is None else path[:, self.number].to(x.device)
+        block, choosing = self.site.module, torch.is_grad_enabled() or self.training or torch.compiler.is_compiling()
+        y: Tensor
+        if runs is not None and not choosing and not bool(runs.any()):
+            return bypass(block, x)
+        if runs is None or not choosing and bool(runs.all()):  # None: the model was entered past its beginning
+            y = run(x, *args, **kwargs)
             return y
-        runs = path[:, self.number].to(x.device)
-        block = self.site.module
-        if torch.is_grad_enabled() or self.training or torch.compiler.is_compiling():
+        if choosing:
             y = run(x, *args, **kwargs)
             return torch.where(runs.view(-1, *[1] * (y.dim() - 1)), y, bypass(block, x))
-        if bool(runs.all()):
-            y = run(x, *args, **kwargs)
-            return y
-        past = bypass(block, x[~runs])
-        if not bool(runs.any()):
-            return past
-        y = run(x[runs], *args, **kwargs)
+        y, past = run(x[runs], *args, **kwargs), bypass(block, x[~runs])
         out = y.new_empty(len(x), *y.shape[1:])
         out[runs], out[~runs] = y, past.to(y.dtype)
         return out
@@ -96,6 +93,6 @@ def droppable(at: Attachment, where: str, example: Example) -> list[Site]:
         for handle in hooks:
             handle.remove()
     if wrong:
-        raise Unfit(f"the block {wrong[0]!r} ({type(at.model.get_submodule(wrong[0])).__name__}) cannot be left out: past its residual "
-                    "branch comes something of another shape")
+        kind = type(at.model.get_submodule(wrong[0])).__name__
+        raise Unfit(f"the block {wrong[0]!r} ({kind}) cannot be left out: what goes past its residual branch has another shape")
     return chosen

@@ -91,7 +91,7 @@ class EarlyExit(Method):
             at.put(site, Skip)
         at.put(root, Gather, exits=len(after) + 1)
         if self.trunk == "full":
-            FullFineTuning().attach(at)
+            FullFineTuning.make().attach(at)
 
     def loss(self, at: Attachment, task: Any, model: Any, batch: Any) -> tuple[Tensor, int]:
         """The sum of the task's losses at all exits, each with its weight."""
@@ -127,8 +127,8 @@ def chain(at: Attachment) -> list[Site]:
     inside = [i for i, name in enumerate(names) if name.startswith(paths)]
     between = [name for name in names[inside[0] : inside[-1]] if not name.startswith(paths)] if inside else []
     if between:
-        raise Unfit(f"{type(at.model).__name__} computes {between[0]!r} between its blocks: exits need blocks that follow each other, "
-                    "as those of a plain vision transformer or a ResNet do")
+        raise Unfit(f"{type(at.model).__name__} computes {between[0]!r} between its blocks: exits need blocks that follow each "
+                    "other, as those of a plain vision transformer or a ResNet do")
     return blocks
 
 

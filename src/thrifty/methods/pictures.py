@@ -27,7 +27,8 @@ def find(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | str, Tens
     Raises:
         Unfit: there are none.
     """
-    for place, value in [*enumerate(args), *kwargs.items()]:
+    given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for place, value in given:
         if are_pictures(value):
             return place, value
     raise Unfit(f"no pictures [batch, channels, height, width] among what the model is given: {len(args)} values and "

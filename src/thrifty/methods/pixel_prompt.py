@@ -78,7 +78,8 @@ class FirstClasses(Edit):
             Unfit: the model has fewer classes.
         """
         if y.shape[-1] < self.classes:
-            raise Unfit(f"{type(self.site.module).__name__} answers with {y.shape[-1]} classes, which cannot stand for {self.classes}")
+            kind = type(self.site.module).__name__
+            raise Unfit(f"{kind} answers with {y.shape[-1]} classes, which cannot stand for {self.classes}")
         return y[..., : self.classes]
 
 
