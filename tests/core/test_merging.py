@@ -1,13 +1,19 @@
 """Merging: exact in the weights, measured in its rounding, refused where that would swallow the adapter, and undone bit for bit."""
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 import thrifty
+from thrifty.core import Edit, Method, Site, register
 from thrifty.core.errors import CannotMerge, HalfAdapted, ThriftyError
 from thrifty.core.ledger import ledger
+from thrifty.methods.ia3 import Scale
+from thrifty.methods.lora import LowRank
 from thrifty.testing import tiny
 from thrifty.testing.measuring import put, stir
 
@@ -199,3 +205,67 @@ def test_parts_of_a_fused_projection_merge_into_their_own_rows(name: str) -> Non
     assert all(torch.equal(s.weight, o) for s, o in zip(rest, others, strict=True))
     at.detach()
     assert torch.equal(site.module.weight, whole)
+
+
+@register("turn")
+class Turn(Edit):
+    """u + M u + m [16], for all that ``readers`` make of it."""
+
+    def __init__(self, site: Site, port: str, readers: list[str]):
+        super().__init__(site)
+        self.port, self.readers = port, readers
+        self.M, self.m = nn.Parameter(torch.zeros(16, 16)), nn.Parameter(torch.zeros(16))
+
+    def forward(self, u: torch.Tensor, x: torch.Tensor | None = None) -> torch.Tensor:
+        return u + nn.functional.linear(u, self.M, self.m)
+
+    def folds_into(self) -> tuple[str, ...]:
+        return tuple(self.readers)
+
+    def fold(self, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        assert bias is not None
+        return weight + weight @ self.M.to(weight.dtype), bias + weight.to(bias.dtype) @ self.m.to(bias.dtype)
+
+
+@dataclass
+class Several(Method):
+    """Several edits of one linear layer, in the order given."""
+
+    name = "several"
+    kinds: list[tuple[type[thrifty.Edit], dict[str, Any]]] = field(default_factory=list)
+
+    def attach(self, at: thrifty.Attachment, batches: Any = None) -> None:
+        for kind, numbers in self.kinds:
+            at.put(at.sites("0")[0], kind, **numbers)
+
+
+def test_what_changes_the_input_folds_in_behind_what_reads_it() -> None:
+    before: list[Any] = [(Scale, {"port": "input"}), (Turn, {"port": "input", "readers": ["0"]})]
+    beside: list[Any] = [(LowRank, {"rank": 2, "alpha": 4.0})]
+    for kinds in (before + beside, beside + before, before[::-1] + beside):
+        model = _linear()
+        at = thrifty.attach(model, Several(kinds=kinds), example=X)
+        stir(at, size=0.3)
+        y = model(X)
+        at.merge()
+        torch.testing.assert_close(model(X), y, rtol=1e-5, atol=1e-5)
+
+
+def test_an_edit_may_fold_into_all_that_read_its_site() -> None:
+    class Reads(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            u = self[0](x)
+            return self[1](u) + self[2](u)
+
+    model = Reads(nn.LayerNorm(16), nn.Linear(16, 8), nn.Linear(16, 8))
+    at = thrifty.attach(model, Several(kinds=[(Turn, {"port": "output", "readers": ["1", "2"]})]), example=X)
+    stir(at, size=0.3)
+    y, norm = model(X), model[0].weight.clone()
+    assert set(at.merge().errors) == {"1", "2"} and torch.equal(model[0].weight, norm)
+    torch.testing.assert_close(model(X), y, rtol=1e-5, atol=1e-5)
+    at.unmerge()
+    other = thrifty.attach(model, Several(kinds=[(Scale, {"port": "output"})]), name="other", example=X)
+    with pytest.raises(CannotMerge, match="Scale of another attachment"):  # at the site, though not at what reads it
+        at.merge()
+    other.detach()
+    at.merge()

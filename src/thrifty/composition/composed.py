@@ -227,6 +227,17 @@ class Composed(Edit):
             raise Unfit(f"{len(which)} rows were told their task, but at {self.site.path!r} the batch has {len(t)} rows: rows can "
                         "be told apart only where the batch is the first dimension and keeps its length")
 
+    def folds_into(self) -> tuple[str, ...]:
+        """Where its parts do, which all act at one place.
+
+        Raises:
+            CannotMerge: they fold into different layers.
+        """
+        ways = {edit.folds_into() for part in self.leaves for edit in self.held(part)}
+        if len(ways) > 1:
+            raise CannotMerge(f"the parts at {self.site.path!r} fold into different layers: {sorted(ways)}")
+        return ways.pop()
+
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """A stack folds part by part, an average into the average; what depends on the row or the token cannot fold."""
         return self._fold(self.tree, weight, bias)
@@ -237,7 +248,8 @@ class Composed(Edit):
                 weight, bias = edit.fold(weight, bias)
             return weight, bias
         if node["op"] == "stack":
-            for part in node["parts"]:
+            before = self.port == "input" or self.site.path not in self.folds_into()
+            for part in reversed(node["parts"]) if before else node["parts"]:  # the last change of an input meets the weight first
                 weight, bias = self._fold(part, weight, bias)
             return weight, bias
         if node["op"] != "average":

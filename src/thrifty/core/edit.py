@@ -104,6 +104,10 @@ class Edit(nn.Module):
         """
         raise CannotMerge(f"{type(self).__name__} at {self.site.path!r} is not a change of a weight, so it cannot be merged")
 
+    def folds_into(self) -> tuple[str, ...]:
+        """Paths of the modules that ``fold`` is for: the site itself, or for an edit of what these read, all of its readers."""
+        return (self.site.path,)
+
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The weight and bias of a site that does by itself what the edit made it do."""
         return weight + self.delta(weight).to(weight.dtype), bias

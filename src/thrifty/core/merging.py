@@ -114,18 +114,26 @@ def restore(model: nn.Module, backup: dict[str, Tensor], replaced: Replaced) -> 
 def _group(at: Attachment) -> dict[str, list[Edit]]:
     grouped: dict[str, list[Edit]] = {}
     for row, edit in zip(at.plan, at.edits.values(), strict=True):
-        if edit.on:
-            if edit.port in ("attention", "call", "around") or getattr(edit.site.module, "weight", None) is None:
+        for path in edit.folds_into() if edit.on else ():
+            if edit.port in ("attention", "call", "around") or getattr(at.model.get_submodule(path), "weight", None) is None:
                 edit.delta(torch.empty(0))  # says by name that it cannot
                 raise CannotMerge(f"{type(edit).__name__} at {row.path!r} acts on {edit.port}, not on a weight")
-            grouped.setdefault(row.path, []).append(edit)
-    return grouped
+            grouped.setdefault(path, []).append(edit)
+    # y = (W + what stands beside it) f2(f1(x)): what changes x folds in last, and f2 before f1
+    return {path: [e for e in edits if not _before(e, path)] + [e for e in reversed(edits) if _before(e, path)]
+            for path, edits in grouped.items()}
+
+
+def _before(edit: Edit, path: str) -> bool:
+    """Whether ``edit`` changes what the module at ``path`` reads."""
+    return edit.port == "input" or edit.site.path != path
 
 
 def _refuse_neighbours(at: Attachment, plans: dict[str, list[Edit]]) -> None:
     for path in plans:
-        others = [e for e in edits_on(at.model.get_submodule(path)).values()
-                  if isinstance(e, Edit) and e.on and all(e is not own for own in plans[path])]
+        places = {path, *(own.site.path for own in plans[path])}
+        held = [e for place in places for e in edits_on(at.model.get_submodule(place)).values()]
+        others = [e for e in held if isinstance(e, Edit) and e.on and all(e is not own for own in plans[path])]
         if others and not all(e.additive for e in (*others, *plans[path])):
             raise CannotMerge(f"{path!r} also holds {type(others[0]).__name__} of another attachment, and the two do not "
                               "commute: merge or disable that one first")
