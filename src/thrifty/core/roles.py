@@ -13,6 +13,7 @@ mlp.in gate out projections of a feed-forward network; mlp the whole of it
 after.attn      where the sub-layer's result leaves projection and dropout, before the residual is added
 after.mlp       the same for the feed-forward network
 norm.attn mlp   a normalisation applied after that residual was added (post-norm models only)
+norm.branch     a normalisation of what a sub-layer gives, before the residual is added (Swin v2)
 norm            every other normalisation
 block           one layer of the stack; its depth counts from 0 in each stack
 experts         expert weights held as one tensor, which no linear edit can reach
@@ -52,6 +53,7 @@ FAMILIES: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (  # class of th
     (r"^GPTNeoXLayer$", ((r"^post_attention_dropout$", "after.attn"), (r"^post_mlp_dropout$", "after.mlp"))),
     (r"^(Block|LayerScaleBlock|ParallelScalingBlock|SwinTransformerBlock|ResPostBlock)$", (  # timm
         (r"^attn\.proj_drop$", "after.attn"), (r"^mlp\.drop2$", "after.mlp"))),
+    (r"^(Swinv2Layer|SwinTransformerV2Block|ResPostBlock)$", ((r"^(layernorm_before|layernorm_after|norm[12])$", "norm.branch"),)),
     (r"Bottle[nN]eck|BasicBlock|^ResNet", ((r"", "by type"),)),  # their fc1 or attn squeezes channels
 )
 
