@@ -44,6 +44,8 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "beit": (hf.BeitForImageClassification, hf.BeitConfig, {"use_relative_position_bias": True, **IMAGE}),
     "resnet": (hf.ResNetForImageClassification, hf.ResNetConfig,
                {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}),
+    "convnext": (hf.ConvNextForImageClassification, hf.ConvNextConfig,
+                 {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "layer_scale_init_value": 0.5}),
 }
 
 PUBLISHED: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -60,6 +62,8 @@ PUBLISHED: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama-7b": (hf.LlamaModel, hf.LlamaConfig, {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
                                                  "num_hidden_layers": 32, "num_attention_heads": 32}),
     "vit-b16": (hf.ViTModel, hf.ViTConfig, {}),
+    "swin-b": (hf.SwinModel, hf.SwinConfig, {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]}),
+    "resnet-50": (hf.ResNetModel, hf.ResNetConfig, {}),
 }
 
 
