@@ -29,11 +29,15 @@ SETTINGS: dict[str, dict[str, object]] = {
     "p-tuning": {"template": [[0, 2], [1, 1]]}, "unipelt": {"length": 3, "hidden": 8, "reduction": 2},
     "attempt": {"sources": [torch.linspace(-1, 1, 64).view(4, 16), torch.linspace(1, 0, 64).view(4, 16).sin()], "hidden": 8},
     "pixel-prompt": {"width": 4}, "block-drop": {"policy": "resnet8", "warm_up": 0.0},
+    "adaptformer": {"rank": 4}, "convpass": {"rank": 4}, "consolidator": {"g": [4]}, "conv-adapter": {"reduction": 2},
+    "fact": {"rank": 4},
     "u-tuning": {"length": 3, "rank": 4}, "res-tuning": {"rank": 4, "mha": "prefix+adapter", "block": "prompt"},
 }
 ELSEWHERE: dict[tuple[str, str], dict[str, object]] = {
     **{(m, "resnet"): {"where": "conv"} for m in ("adalora", "dynamic-rank-dora", "lora-fa")},
     ("vera", "resnet"): {"where": "head"},
+    **{("ssf", b): {"where": "attn.?|mlp.*", "shift": False} for b in ("llama", "t5")},  # no biases to merge shifts into
+    ("ssf", "resnet"): {"where": "norm"}, **{("consolidator", b): {"bias": False} for b in ("llama", "t5")},
     ("lora", "resnet"): {"where": "conv"}, ("dora", "resnet"): {"where": "head"},
     ("monolingual-adapters", "t5"): {"languages": {"one": "de-en", "two": "en-de"}},
 }
@@ -61,6 +65,9 @@ REFUSED: dict[tuple[str, str], type[ThriftyError]] = {
     **{(m, b): Unfit for m in ("p-tuning", "attempt") for b in ("vit", "encoder", "resnet")},  # no token embeddings
     **{(m, "llama"): Unfit for m in ("attempt", "unipelt")},  # it writes on, and they look at the whole text
     **{(m, "resnet"): NoSuchSite for m in ("unipelt", "u-tuning", "res-tuning")},  # no attention
+    **{(m, b): Unfit for m in ("adaptformer", "convpass", "repadapter") for b in BACKBONES if b != "vit"},  # no patches
+    **{(m, "resnet"): NoSuchSite for m in ("fact", "consolidator")},  # no linear layers
+    **{("conv-adapter", b): Unfit for b in BACKBONES if b != "resnet"},  # no maps
 }
 CONVOLUTIONS = {"where": "conv"}
 LORA = {"resnet": CONVOLUTIONS, "timm_resnet": CONVOLUTIONS, "convolver": CONVOLUTIONS, "convnext": {"where": "mlp.*"},

@@ -8,15 +8,20 @@ from ..core.errors import NoSuchSetting, nearest
 from .adalora import AdaLoRA
 from .adapter_drop import AdapterDrop
 from .adapter_fusion import AdapterFusion
+from .adaptformer import AdaptFormer
 from .attempt import Attempt
 from .bapna import Bapna
 from .bitfit import BitFit
 from .block_drop import BlockDrop
 from .compacter import Compacter, PHMAdapter
+from .consolidator import Consolidator
+from .conv_adapter import ConvAdapter
+from .convpass import Convpass
 from .diff_pruning import DiffPruning
 from .dora import DoRA
 from .dynamic_rank_dora import DynamicRankDoRA
 from .early_exit import EarlyExit
+from .fact import FacT
 from .full import FullFineTuning
 from .heads import Heads
 from .houlsby import Houlsby
@@ -41,8 +46,10 @@ from .pixel_prompt import PixelPrompt
 from .prefix import PrefixTuning
 from .probe import LinearProbe
 from .prompt import PromptTuning
+from .repadapter import RepAdapter
 from .res_tuning import ResTuning
 from .res_tuning_bypass import ResTuningBypass
+from .ssf import SSF
 from .t_few import TFew
 from .u_tuning import UTuning
 from .udapter import UDapter
@@ -55,15 +62,20 @@ __all__ = [  # one a line, so that two new methods do not meet
     "AdaLoRA",
     "AdapterDrop",
     "AdapterFusion",
+    "AdaptFormer",
     "Attempt",
     "Bapna",
     "BitFit",
     "BlockDrop",
     "Compacter",
+    "Consolidator",
+    "ConvAdapter",
+    "Convpass",
     "DiffPruning",
     "DoRA",
     "DynamicRankDoRA",
     "EarlyExit",
+    "FacT",
     "FullFineTuning",
     "Houlsby",
     "HyperFormer",
@@ -89,8 +101,10 @@ __all__ = [  # one a line, so that two new methods do not meet
     "PrefixTuning",
     "PromptTuning",
     "PTuning",
+    "RepAdapter",
     "ResTuning",
     "ResTuningBypass",
+    "SSF",
     "TFew",
     "UDapter",
     "UniPELT",
