@@ -87,6 +87,43 @@ def test_what_an_attention_gives_out_can_be_added_to(scale: float | None) -> Non
     assert torch.equal(model(x), base)
 
 
+@register("test-asking")
+class Asking(AttentionEdit):
+    """Puts a query and two keys in front, and takes the query's answer off again."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        front = torch.ones_like(k[..., :2, :])
+        return torch.cat([torch.ones_like(q[..., :1, :]), q], -2), torch.cat([front, k], -2), torch.cat([2 * front, v], -2)
+
+    def attended(self, y: Tensor, q: Tensor, scale: float) -> Tensor:
+        self.context.taps["asked"] = y[..., :1, :]
+        return y[..., 1:, :]
+
+
+@pytest.mark.parametrize("masked", ["none", "bool", "float", "row", "causal"])
+def test_queries_in_front_see_every_key_and_no_row_moves(masked: str) -> None:
+    x = torch.randn(2, 1, 3, 4, generator=torch.Generator().manual_seed(0))
+    seen = torch.tensor([[True, False, True], [True, True, False], [False, True, True]])
+    seen = {"row": seen[:1], "causal": torch.ones(3, 3).tril().bool(), "none": torch.ones(3, 3).bool()}.get(masked, seen)
+    masks = {"none": {}, "causal": {"is_causal": True}, "float": {"attn_mask": torch.zeros(3, 3).masked_fill(~seen, -torch.inf)}}
+
+    class Masked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(x, x, x, **masks.get(masked, {"attn_mask": seen}))
+
+    model = nn.Sequential(Masked())
+    at = Attachment(model, "default")
+    at.seen.shapes["0"] = {"heads": 1, "dim": 4}
+    at.put(Site("0", model[0], "attn", seen=at.seen), Asking)
+    y = model(x)
+    key, value = (torch.cat([torch.full((2, 1, 2, 4), n), x], 2) for n in (1.0, 2.0))
+    every = torch.cat([torch.ones(3, 2).bool(), seen.expand(3, 3)], 1)
+    logits = (x @ key.transpose(2, 3) / 2).masked_fill(~every, -torch.inf)
+    torch.testing.assert_close(y, logits.softmax(-1) @ value)
+    first = (torch.ones(2, 1, 1, 4) @ key.transpose(2, 3) / 2).softmax(-1) @ value
+    torch.testing.assert_close(at.context.taps["asked"], first)
+
+
 def test_a_folder_is_read_without_a_model(tmp_path: Any) -> None:
     import thrifty
 

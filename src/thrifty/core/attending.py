@@ -17,8 +17,9 @@ _sdpa = F.scaled_dot_product_attention
 class Attending(TorchFunctionMode):
     """While active, sends q, k, v [batch, heads, length, dim] of every attention call through ``rewrite``.
 
-    Keys that ``rewrite`` puts in front are visible to every query: the mask is widened to fit, and a causal flag becomes
-    the mask that it stands for. What the call gives out goes through ``after``, with the queries and the scale of their logits.
+    Keys that ``rewrite`` puts in front are visible to every query, and queries that it puts in front see every key: the mask
+    grows with them, and a causal flag becomes the mask that it stands for. What the call gives out goes through ``after``,
+    with the queries and the scale of their logits; there the answers to queries that were put in front must be taken off again.
     """
 
     def __init__(self, rewrite: Rewrite, after: After | None = None):
@@ -32,15 +33,15 @@ class Attending(TorchFunctionMode):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
                is_causal: bool = False, **kwargs: Any) -> Tensor:
         """Stands in for scaled_dot_product_attention; same arguments, same result shape."""
-        length = key.shape[-2]
+        rows, length = query.shape[-2], key.shape[-2]
         query, key, value = self.rewrite(query, key, value)
-        extra = key.shape[-2] - length
-        if extra and is_causal:
-            attn_mask = torch.ones(query.shape[-2], length, dtype=torch.bool, device=query.device).tril()
+        asked, extra = query.shape[-2] - rows, key.shape[-2] - length
+        if (asked or extra) and is_causal:
+            attn_mask = torch.ones(rows, length, dtype=torch.bool, device=query.device).tril()
             is_causal = False
-        if extra and attn_mask is not None:
-            attn_mask = attn_mask.expand(*attn_mask.shape[:-1], length)
-            attn_mask = F.pad(attn_mask, (extra, 0), value=True if attn_mask.dtype == torch.bool else 0.0)
+        if (asked or extra) and attn_mask is not None:
+            attn_mask = attn_mask.expand(*attn_mask.shape[:-2], rows if asked else attn_mask.shape[-2], length)
+            attn_mask = F.pad(attn_mask, (extra, 0, asked, 0), value=True if attn_mask.dtype == torch.bool else 0.0)
         y = _sdpa(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **kwargs)
         scale = kwargs.get("scale")
         return y if self.after is None else self.after(y, query, query.shape[-1] ** -0.5 if scale is None else scale)

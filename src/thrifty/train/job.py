@@ -21,7 +21,7 @@ from thrifty.core.watch import occasional
 from thrifty.data import Dataset
 from thrifty.data import Several as SeveralSets
 from thrifty.data.several import each
-from thrifty.methods.heads import Heads, heads
+from thrifty.methods.heads import heads
 from thrifty.models import Backbone, load, preprocessing, wrap
 from thrifty.models.together import widest
 from thrifty.tasks import Task
@@ -206,7 +206,7 @@ class Job:
         assert self.at is not None
         found, parameters = self.at.summary(), dict(self.at.model.named_parameters())
         head = sum(parameters[name].numel() for name in self.task.head_parameters if name in self.at.base)
-        head += sum(p.numel() for edit in self.at.edits.values() if isinstance(edit, Heads) for p in edit.parameters())
+        head += sum(p.numel() for edit in self.at.edits.values() if edit.replaces for p in edit.parameters())
         return {"base": found.base, "tuner": found.trainable - head, "head": head}
 
 
