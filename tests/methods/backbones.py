@@ -130,3 +130,27 @@ def golden(name: str) -> dict[str, Any]:
     with numpy.load(path) as held:
         return {k: held[k].item() if held[k].ndim == 0 else held[k].tolist() if held[k].dtype.kind == "U"
                 else torch.from_numpy(held[k]) for k in held}
+
+
+def reference_vit(g: dict[str, Any]) -> Any:
+    """A transformers ViT with the weights of reference arrays; its head is random where they have none."""
+    w = {k[2:].removeprefix("transformer."): v for k, v in g.items() if k.startswith("w/")}
+    mlp, width = w["encoder.layer.0.ffn.fc1.weight"].shape
+    config = hf.ViTConfig(hidden_size=width, num_hidden_layers=g["hp/layers"], num_attention_heads=g["hp/heads"],
+                          intermediate_size=mlp, patch_size=g["hp/patch"], image_size=24, num_labels=5,
+                          layer_norm_eps=g["hp/layernorm_eps"], hidden_act="gelu")
+    model = hf.ViTForImageClassification(config).eval()
+    state = {"vit.embeddings.cls_token": w["embeddings.cls_token"],
+             "vit.embeddings.position_embeddings": w["embeddings.position_embeddings"]}
+    places = {"vit.embeddings.patch_embeddings.projection": "embeddings.patch_embeddings", "vit.layernorm": "encoder.encoder_norm",
+              "classifier": "head"}
+    inside = {"layernorm_before": "attention_norm", "layernorm_after": "ffn_norm", "mlp.fc1": "ffn.fc1", "mlp.fc2": "ffn.fc2",
+              "attention.q_proj": "attn.query", "attention.k_proj": "attn.key", "attention.v_proj": "attn.value",
+              "attention.o_proj": "attn.out"}
+    places |= {f"vit.layers.{i}.{ours}": f"encoder.layer.{i}.{theirs}" for i in range(3) for ours, theirs in inside.items()}
+    if "head.weight" not in w:
+        del places["classifier"]
+    state |= {f"{ours}.{k}": w[f"{theirs}.{k}"] for ours, theirs in places.items() for k in ("weight", "bias")}
+    wanted = [] if "classifier" in places else ["classifier.weight", "classifier.bias"]
+    assert model.load_state_dict(state, strict=False).missing_keys == wanted
+    return model

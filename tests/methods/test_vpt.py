@@ -7,41 +7,21 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from backbones import count, frozen_stay, golden, published, run, shake, tiny
+from backbones import count, frozen_stay, golden, published, reference_vit, run, shake, tiny
 
 import thrifty
 from thrifty.core.errors import NoSuchSetting, NoSuchSite, Unfit
 from thrifty.methods import make
-from thrifty.methods.vpt import Tokens
+from thrifty.methods.tokens import Tokens, TokensOff
 
 
 def tokens(at: thrifty.Attachment) -> list[Tokens]:
     return [e for e in at.edits.values() if isinstance(e, Tokens)]
 
 
-def from_reference(g: dict[str, Any]) -> Any:
-    """A transformers ViT with the weights of the reference arrays."""
-    config = hf.ViTConfig(hidden_size=g["hp/width"], num_hidden_layers=g["hp/layers"], num_attention_heads=g["hp/heads"],
-                          intermediate_size=g["hp/mlp"], patch_size=g["hp/patch"], image_size=24, num_labels=5,
-                          layer_norm_eps=g["hp/layernorm_eps"], hidden_act="gelu")
-    model = hf.ViTForImageClassification(config).eval()
-    w = {k[2:].removeprefix("transformer."): v for k, v in g.items() if k.startswith("w/")}
-    state = {"vit.embeddings.cls_token": w["embeddings.cls_token"],
-             "vit.embeddings.position_embeddings": w["embeddings.position_embeddings"]}
-    places = {"vit.embeddings.patch_embeddings.projection": "embeddings.patch_embeddings", "vit.layernorm": "encoder.encoder_norm",
-              "classifier": "head"}
-    inside = {"layernorm_before": "attention_norm", "layernorm_after": "ffn_norm", "mlp.fc1": "ffn.fc1", "mlp.fc2": "ffn.fc2",
-              "attention.q_proj": "attn.query", "attention.k_proj": "attn.key", "attention.v_proj": "attn.value",
-              "attention.o_proj": "attn.out"}
-    places |= {f"vit.layers.{i}.{ours}": f"encoder.layer.{i}.{theirs}" for i in range(3) for ours, theirs in inside.items()}
-    state |= {f"{ours}.{k}": w[f"{theirs}.{k}"] for ours, theirs in places.items() for k in ("weight", "bias")}
-    model.load_state_dict(state)
-    return model
-
-
 def test_reference_arrays() -> None:
     g = golden("vision_vpt_deep")
-    model = from_reference(g)
+    model = reference_vit(g)
     at = thrifty.attach(model, thrifty.VPT(length=g["hp/prompts"]))
     wanted = [g["w/transformer.prompt_embeddings"][0], *g["w/transformer.deep_prompt_embeddings"]]
     with torch.no_grad():
@@ -108,7 +88,7 @@ def test_no_tokens_is_the_base_and_their_order_is_nothing() -> None:
     for edit in at.edits.values():
         if isinstance(edit, Tokens):
             edit.prompt, edit.after = torch.nn.Parameter(edit.prompt[:0].detach()), 1
-        else:
+        elif isinstance(edit, TokensOff):
             edit.length = 0
     torch.testing.assert_close(run(model, pixel_values=images), base, atol=1e-12, rtol=1e-12)
 
@@ -160,13 +140,48 @@ def test_dropout_is_per_image_and_in_training_only() -> None:
     assert float((x[:, 1:51] == 0).float().mean()) == pytest.approx(0.5, abs=0.05)
 
 
+def test_tokens_may_go_through_one_projection() -> None:
+    at = thrifty.attach(published("vit-b16"), thrifty.VPT(length=10, project=32))
+    assert count(at) == 12 * 10 * 32 + 32 * 768 + 768
+    model = tiny("vit").double()
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    at = thrifty.attach(model, thrifty.VPT(length=3, project=5))
+    bound = math.sqrt(6 / (3 * 8 * 8 + 5))
+    assert all(float(e.prompt.abs().max()) <= bound and e.prompt.shape == (3, 5) for e in tokens(at))
+    shake(at)
+    y, linear = run(model, pixel_values=images), at.context.shared.linear
+    prompts = [e.prompt @ linear.weight.T + linear.bias for e in tokens(at)]
+    at.disable()
+    x = model.vit.embeddings(images)
+    for block, prompt in zip(model.vit.layers, prompts, strict=True):
+        out = block(torch.cat([x[:, :1], prompt.expand(2, -1, -1), x[:, 1:]], 1))
+        x = torch.cat([out[:, :1], out[:, 4:]], 1)
+    torch.testing.assert_close(y, model.classifier(model.vit.layernorm(x)[:, 0]))
+    with pytest.raises(Unfit, match="widths"):
+        thrifty.attach(tiny("swin"), thrifty.VPT(project=5))
+
+
+def test_the_backbone_drops_nothing_while_tokens_train() -> None:
+    model = tiny("vit", hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
+    at = thrifty.attach(model, thrifty.VPT(length=3, dropout=0.0), also_train="head")
+    y = run(model)
+    assert torch.equal(run(model.train()), y)
+    assert model.training and tokens(at)[0].training and not model.vit.layers[0].attention.training
+    torch._dynamo.reset()
+    compiled: Any = torch.compile(model.train(), fullgraph=True, backend="eager")
+    torch.testing.assert_close(run(compiled), y)
+    torch._dynamo.reset()
+    at.detach()
+    assert not torch.equal(run(model.train()), run(model))
+
+
 def test_some_of_the_blocks() -> None:
     model = tiny("vit", num_hidden_layers=4)
     last = thrifty.attach(model, thrifty.VPT(length=3, where="block[2:4]"))
-    assert [row.depth for row in last.plan] == [2, 3, 3] and run(model).isfinite().all()
+    assert [row.depth for row in last.plan if row.path] == [2, 3, 3] and run(model).isfinite().all()
     last.detach()
     first = thrifty.attach(model, thrifty.VPT(length=3, where="block[0:2]"))
-    assert [row.depth for row in first.plan] == [0, 1, 3] and run(model).isfinite().all()
+    assert [row.depth for row in first.plan if row.path] == [0, 1, 3] and run(model).isfinite().all()
 
 
 def test_only_the_tower_that_reads_images() -> None:
@@ -174,7 +189,8 @@ def test_only_the_tower_that_reads_images() -> None:
     image = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
     model = hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=image, projection_dim=8)).eval()
     at = thrifty.attach(model, thrifty.VPT(length=3))
-    assert len(tokens(at)) == 3 and all("vision_model" in row.path for row in at.plan) and {e.special for e in tokens(at)} == {1}
+    assert len(tokens(at)) == 3 and {e.special for e in tokens(at)} == {1}
+    assert all("vision_model" in row.path for row in at.plan if row.path)
     batch = {"input_ids": torch.tensor([[1, 5, 63]]), "pixel_values": torch.randn(2, 3, 16, 16)}
     assert model(**batch).logits_per_image.shape == (2, 1)
     with pytest.raises(NoSuchSite, match="reads images"):
@@ -191,10 +207,10 @@ def test_saved_and_loaded(tmp_path: Any) -> None:
 
 
 def test_refusals() -> None:
-    for kind, why in (("swin", "stages"), ("beit", "bias"), ("resnet", "patches"), ("bert", "patches")):
+    for kind, why in (("beit", "bias"), ("resnet", "patches"), ("bert", "patches")):
         with pytest.raises(Unfit, match=why):
             thrifty.attach(tiny(kind), thrifty.VPT())
-    for setting, value in (("length", 0), ("dropout", 1.0)):
+    for setting, value in (("length", 0), ("dropout", 1.0), ("project", -1)):
         with pytest.raises(NoSuchSetting, match=setting):
             thrifty.attach(tiny("vit"), thrifty.VPT(**{setting: value}))
 
@@ -214,4 +230,4 @@ def test_timm() -> None:
         at.disable()
         assert y.shape == model(x).shape and not torch.equal(y, model(x))
     with pytest.raises(Unfit, match="stages"):
-        thrifty.attach(timm.create_model("swin_tiny_patch4_window7_224", img_size=56), thrifty.VPT())
+        thrifty.attach(timm.create_model("pvt_v2_b0"), thrifty.VPT())
