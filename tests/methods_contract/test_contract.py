@@ -18,8 +18,10 @@ TIMM = {"timm_vit", "timm_swin", "timm_resnet", "timm_convnext", "open_clip"}
 # Settings that suit backbones of width 16 and 32 positions: a bottleneck of one ReLU may be dead from the start.
 SETTINGS: dict[str, dict[str, object]] = {
     "houlsby": {"rank": 4}, "pfeiffer": {"rank": 4}, "parallel-adapter": {"rank": 4}, "prefix": {"length": 3, "hidden": 8},
-    "prompt": {"length": 4}, "vpt": {"length": 3}, "adapter-drop": {"skip": 1, "settings_of": {"rank": 4}},
+    "prompt": {"length": 4}, "adapter-drop": {"skip": 1, "settings_of": {"rank": 4}},
     "mad-x-language": {"rank": 4}, "vera": {"rank": 8},
+    "vpt": {"length": 3}, "vpt-pad": {"size": 32, "width": 3}, "expres": {"length": 3}, "l2p": {"size": 5, "length": 2, "top": 3},
+    "noah": {"dims": [2, 4]},
     "compacter": {"rank": 8}, "phm-adapter": {"rank": 8, "n": 4}, "low-rank-adapter": {"rank": 8}, "bapna": {"rank": 4},
     "knowledge-adapter": {"rank": 4}, "mam": {"length": 3, "rank": 4, "hidden": 8},
     "k-adapter": {"width": 8, "heads": 2}, "res-tuning-bypass": {"rank": 3},
@@ -54,7 +56,8 @@ REFUSED: dict[tuple[str, str], type[ThriftyError]] = {
     **{("prompt", b): Unfit for b in ("vit", "encoder", "resnet")},  # no token embeddings
     **{(m, b): Unfit for m in ("pixel-prompt", "vdp", "early-exit", "block-drop")
        for b in ("bert", "llama", "t5", "encoder")},  # no pictures
-    **{("vpt", b): Unfit for b in BACKBONES if b != "vit"},  # no patches
+    **{(m, b): Unfit for m in ("vpt", "vqt", "expres", "l2p", "noah") for b in BACKBONES if b != "vit"},  # no patches
+    **{("vpt-pad", b): Unfit for b in BACKBONES if b != "resnet"},  # no pictures, or a place for each patch
     **{(m, "resnet"): NoSuchSite for m in ("compacter", "phm-adapter", "low-rank-adapter", "knowledge-adapter", "mam", "t-few")},
     **{(m, "resnet"): Unfit for m in ("bapna", "lhuc")},  # its blocks give out images
     **{(m, "resnet"): NoSuchSite for m in ("hyperformer", "udapter", "pals")},  # no attention

@@ -21,6 +21,7 @@ from .diff_pruning import DiffPruning
 from .dora import DoRA
 from .dynamic_rank_dora import DynamicRankDoRA
 from .early_exit import EarlyExit
+from .expres import EXPRES
 from .fact import FacT
 from .full import FullFineTuning
 from .heads import Heads
@@ -29,6 +30,7 @@ from .hyperformer import HyperFormer
 from .ia3 import IA3
 from .k_adapter import KAdapter
 from .knowledge_adapter import KnowledgeAdapter
+from .l2p import L2P
 from .lhuc import LHUC
 from .lora import LoRA
 from .lora_fa import LoRAFA
@@ -37,6 +39,7 @@ from .lst import LST
 from .mad_x import MADX, MADXLanguage
 from .mam import MAM
 from .monolingual import MonolingualAdapters
+from .noah import NOAH
 from .norm import LayerNormTuning
 from .p_tuning import PTuning
 from .pals import PALs
@@ -57,6 +60,8 @@ from .unipelt import UniPELT
 from .vdp import VDP
 from .vera import VeRA
 from .vpt import VPT
+from .vpt_pad import VPTPad
+from .vqt import VQT
 
 __all__ = [  # one a line, so that two new methods do not meet
     "AdaLoRA",
@@ -75,6 +80,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "DoRA",
     "DynamicRankDoRA",
     "EarlyExit",
+    "EXPRES",
     "FacT",
     "FullFineTuning",
     "Houlsby",
@@ -82,6 +88,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "IA3",
     "KAdapter",
     "KnowledgeAdapter",
+    "L2P",
     "LayerNormTuning",
     "LHUC",
     "LinearProbe",
@@ -93,6 +100,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "MADXLanguage",
     "MAM",
     "MonolingualAdapters",
+    "NOAH",
     "PALs",
     "ParallelAdapter",
     "Pfeiffer",
@@ -112,6 +120,8 @@ __all__ = [  # one a line, so that two new methods do not meet
     "VDP",
     "VeRA",
     "VPT",
+    "VPTPad",
+    "VQT",
 ]
 
 CATALOGUE: dict[str, type[Method]] = {m.name: m for m in (globals()[name] for name in __all__)}

@@ -17,6 +17,7 @@ WITH_NEW_HEAD = {
     "compacter": 3e-3, "phm-adapter": 3e-3, "low-rank-adapter": 3e-3, "bapna": 2e-3, "lhuc": 1e-2, "mam": 2e-3,
     "houlsby": 2e-3, "pfeiffer": 2e-3, "parallel-adapter": 2e-3,
     "prefix": 3e-4, "prompt": 1e-1, "vpt": 1e-2,
+    "vqt": 1e-2, "expres": 1e-2, "noah": 2e-3,
     "p-tuning": 3e-3, "attempt": 1e-1, "unipelt": 2e-3, "u-tuning": 2e-3, "res-tuning": 2e-3,
     "lst": 3e-3, "res-tuning-bypass": 2e-3, "k-adapter": 5e-4, "diff-pruning": 1e-4,
 }
