@@ -33,6 +33,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "pixel-prompt": {"width": 4}, "block-drop": {"policy": "resnet8", "warm_up": 0.0},
     "adaptformer": {"rank": 4}, "convpass": {"rank": 4}, "consolidator": {"g": [4]}, "conv-adapter": {"reduction": 2},
     "fact": {"rank": 4},
+    "spt": {"budget": 700, "grid": 20, "rank": 2}, "spt-adapter": {"budget": 700, "grid": 20, "rank": 2},
     "u-tuning": {"length": 3, "rank": 4}, "res-tuning": {"rank": 4, "mha": "prefix+adapter", "block": "prompt"},
 }
 ELSEWHERE: dict[tuple[str, str], dict[str, object]] = {
@@ -71,6 +72,8 @@ REFUSED: dict[tuple[str, str], type[ThriftyError]] = {
     **{(m, b): Unfit for m in ("adaptformer", "convpass", "repadapter") for b in BACKBONES if b != "vit"},  # no patches
     **{(m, "resnet"): NoSuchSite for m in ("fact", "consolidator")},  # no linear layers
     **{("conv-adapter", b): Unfit for b in BACKBONES if b != "resnet"},  # no maps
+    **{(m, "resnet"): NoSuchSite for m in ("unipelt", "u-tuning", "res-tuning", "spt", "spt-adapter")},  # no attention
+    **{(m, "encoder"): Unfit for m in ("spt", "spt-adapter")},  # its q, k and v are one parameter
 }
 CONVOLUTIONS = {"where": "conv"}
 LORA = {"resnet": CONVOLUTIONS, "timm_resnet": CONVOLUTIONS, "convolver": CONVOLUTIONS, "convnext": {"where": "mlp.*"},

@@ -53,6 +53,7 @@ from .repadapter import RepAdapter
 from .res_tuning import ResTuning
 from .res_tuning_bypass import ResTuningBypass
 from .ssf import SSF
+from .spt import SPT, SPTAdapter
 from .t_few import TFew
 from .u_tuning import UTuning
 from .udapter import UDapter
@@ -113,6 +114,8 @@ __all__ = [  # one a line, so that two new methods do not meet
     "ResTuning",
     "ResTuningBypass",
     "SSF",
+    "SPT",
+    "SPTAdapter",
     "TFew",
     "UDapter",
     "UniPELT",

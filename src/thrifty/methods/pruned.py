@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import Site
 from ..core.errors import ThriftyError, Unfit
-from ..core.ledger import canonical
 from ..core.part import Part
 from ..core.site import owned
-from ..core.weight import is_quantised, read
+from ..core.weight import read
 from .ladder import tail
 from .side import Stack
+from .squared_gradients import of_weight, squared_gradients
 
 if TYPE_CHECKING:
     from ..core import Attachment
@@ -57,49 +57,8 @@ def weigh(at: Attachment, init: str, batches: Iterable[Any] | None, examples: in
     if batches is None:
         raise ThriftyError("LST starts from the weights that matter for the data: attach with batches= (dicts of tensors, with "
                            "labels), or set init='magnitude'")
-    if any(is_quantised(m) for m in at.model.modules()):
-        raise Unfit("the weights of a quantised trunk have no gradients to be weighed by: set init='magnitude'")
-    sums = squared_gradients(at.model, own, batches, examples)
-
-    def look_up(site: Site) -> Tensor:
-        summed = sums[canonical(at.model, f"{site.path}.weight")]
-        summed = summed.T if isinstance(site.module, nn.Embedding) or hasattr(site.module, "nf") else summed
-        return site.part.take(summed, 0) if site.part else summed
-
-    return look_up
-
-
-def squared_gradients(model: nn.Module, own: dict[str, nn.Parameter], batches: Iterable[Any], examples: int) -> dict[str, Tensor]:
-    """The sum over up to ``examples`` rows of (d loss / d w)², each row alone and without dropout.
-
-    Raises:
-        ThriftyError: the model gives no loss for these batches, or there is no row.
-    """
-    sums = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in own.items()}
-    wanted, modes, done = {n: p.requires_grad for n, p in own.items()}, [(m, m.training) for m in model.modules()], 0
-    try:
-        model.eval()
-        for p in own.values():
-            p.requires_grad_(True)
-        for row in _rows(batches):
-            loss = model(**row)["loss"] if "labels" in row else None
-            if loss is None:
-                raise ThriftyError(f"{type(model).__name__} gives no loss for a batch of {sorted(row)}, by which LST would weigh "
-                                   "its weights: give labels with the batches, or set init='magnitude'")
-            for name, grad in zip(own, torch.autograd.grad(loss, list(own.values()), allow_unused=True), strict=True):
-                if grad is not None:
-                    sums[name] += grad.float().square()
-            done += 1
-            if done == examples:
-                break
-    finally:
-        for n, p in own.items():
-            p.requires_grad_(wanted[n])
-        for module, mode in modes:
-            module.training = mode
-    if not done:
-        raise ThriftyError("there is no row of data by which LST could weigh the trunk's weights: set init='magnitude'")
-    return sums
+    sums = squared_gradients(at.model, own, _rows(batches), examples, ", or set init='magnitude'")
+    return lambda site: of_weight(sums, at.model, site)
 
 
 def _rows(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:

@@ -23,7 +23,8 @@ def put(method: Method, backbone: Tiny, name: str = "default", seed: int | None 
 
 def add(method: Method, backbone: Tiny, model: nn.Module, name: str = "default", seed: int | None = 0) -> Attachment:
     """The handle of ``method`` attached to ``model``; if it tells tasks apart, the batches to come are of the first."""
-    at = attach(model, method, name=name, example=backbone.example, seed=seed, tasks=TASKS if method.multitask else ())
+    at = attach(model, method, name=name, example=backbone.example, batches=backbone.lessons(), seed=seed,
+                tasks=TASKS if method.multitask else ())
     if method.multitask:
         tell(model, TASKS[0])
     return at

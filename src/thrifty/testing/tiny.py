@@ -9,7 +9,7 @@ Every number of a backbone is random, biases, norms and running statistics too, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -49,6 +49,12 @@ class Tiny:
         """The logits that ``model`` answers, without gradients."""
         with torch.no_grad():
             return self.logits(self.run(model))
+
+    def lessons(self) -> Iterator[dict[str, Any]]:
+        """One batch with labels, for methods that look at data before they decide; none where the example is not by name."""
+        if isinstance(self.example, dict):
+            shape = self.output(self.model).shape
+            yield {**self.example, "labels": torch.arange(shape[:-1].numel()).view(shape[:-1]) % shape[-1]}
 
     def to(self, dtype: torch.dtype) -> Tiny:
         """The same backbone and batch in another floating-point precision."""
