@@ -202,7 +202,7 @@ def test_the_total_is_what_trains(kind: str) -> None:
     by_hand = sum(int(at.masks[n].sum()) if n in at.masks else model.get_parameter(n).numel() for n in at.base)
     by_hand += sum(p.numel() for e in at.edits.values() for p in e.parameters())
     assert total == by_hand
-    assert {row.edit for row in at.plan} == {"low-rank-dropped", "sparse-delta"}
+    assert {row.edit for row in at.plan} in ({"low-rank-dropped", "sparse-delta"}, {"sparse-delta"})
     tokens = [n for n in at.base if n.endswith("cls_token")]
     assert len(tokens) == (kind in ("vit", "dinov2"))
     assert not [n for n in at.base if "embeddings" in n and not n.endswith("cls_token") or "classifier" in n]
@@ -336,7 +336,7 @@ def test_stochastic_depth_drops_rows_and_keeps_the_mean() -> None:
 
 def test_dropout_by_place() -> None:
     at = thrifty.attach(tiny("vit"), spt(alpha=1e9, dropout=0.1, drop_path=0.2, budget=5000), batches=lessons())
-    drops = {e.site.role: (e.dropout.p, e.path.p) for e in at.edits.values()}
+    drops = {e.site.role: (e.dropout.p, e.path.rate) for e in at.edits.values()}
     assert drops["attn.o"] == (0.0, 0.2)
     assert {p for role, p in drops.items() if role != "attn.o"} == {(0.1, 0.2)}
 

@@ -34,6 +34,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "adaptformer": {"rank": 4}, "convpass": {"rank": 4}, "consolidator": {"g": [4]}, "conv-adapter": {"reduction": 2},
     "fact": {"rank": 4},
     "spt": {"budget": 700, "grid": 20, "rank": 2}, "spt-adapter": {"budget": 700, "grid": 20, "rank": 2},
+    "kadaptation": {"n": 4}, "subspace": {"size": 20},
     "u-tuning": {"length": 3, "rank": 4}, "res-tuning": {"rank": 4, "mha": "prefix+adapter", "block": "prompt"},
 }
 ELSEWHERE: dict[tuple[str, str], dict[str, object]] = {
@@ -42,6 +43,7 @@ ELSEWHERE: dict[tuple[str, str], dict[str, object]] = {
     **{("ssf", b): {"where": "attn.?|mlp.*", "shift": False} for b in ("llama", "t5")},  # no biases to merge shifts into
     ("ssf", "resnet"): {"where": "norm"}, **{("consolidator", b): {"bias": False} for b in ("llama", "t5")},
     ("lora", "resnet"): {"where": "conv"}, ("dora", "resnet"): {"where": "head"},
+    **{("kadaptation", b): {"bias": "none"} for b in ("llama", "t5")},  # their layers have none
     ("monolingual-adapters", "t5"): {"languages": {"one": "de-en", "two": "en-de"}},
 }
 
@@ -73,6 +75,8 @@ REFUSED: dict[tuple[str, str], type[ThriftyError]] = {
     **{(m, "resnet"): NoSuchSite for m in ("fact", "consolidator")},  # no linear layers
     **{("conv-adapter", b): Unfit for b in BACKBONES if b != "resnet"},  # no maps
     **{(m, "resnet"): NoSuchSite for m in ("unipelt", "u-tuning", "res-tuning", "spt", "spt-adapter")},  # no attention
+    **{(m, "resnet"): NoSuchSite for m in ("unipelt", "u-tuning", "res-tuning", "spt", "spt-adapter",
+                                           "kadaptation", "subspace")},  # no attention
     **{(m, "encoder"): Unfit for m in ("spt", "spt-adapter")},  # its q, k and v are one parameter
 }
 CONVOLUTIONS = {"where": "conv"}

@@ -29,6 +29,7 @@ from .houlsby import Houlsby
 from .hyperformer import HyperFormer
 from .ia3 import IA3
 from .k_adapter import KAdapter
+from .kadaptation import KAdaptation
 from .knowledge_adapter import KnowledgeAdapter
 from .l2p import L2P
 from .lhuc import LHUC
@@ -54,6 +55,7 @@ from .res_tuning import ResTuning
 from .res_tuning_bypass import ResTuningBypass
 from .ssf import SSF
 from .spt import SPT, SPTAdapter
+from .subspace import Subspace
 from .t_few import TFew
 from .u_tuning import UTuning
 from .udapter import UDapter
@@ -87,6 +89,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "Houlsby",
     "HyperFormer",
     "IA3",
+    "KAdaptation",
     "KAdapter",
     "KnowledgeAdapter",
     "L2P",
@@ -116,6 +119,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "SSF",
     "SPT",
     "SPTAdapter",
+    "Subspace",
     "TFew",
     "UDapter",
     "UniPELT",

@@ -26,6 +26,11 @@ class Rules(Shared):
         self.A = nn.Parameter(torch.empty(n, n, n).normal_(std=std))
 
 
+def kronecker(A: Tensor, B: Tensor) -> Tensor:
+    """sum_i A_i (kron) B_i [P R, Q C], for A [n, P, Q] and B [n, R, C]: its block (p, q) is sum_i A_i[p, q] B_i."""
+    return torch.einsum("ipq,irc->prqc", A, B).reshape(A.shape[1] * B.shape[1], A.shape[2] * B.shape[2])
+
+
 class Hypercomplex(nn.Module):
     """x W + b with W = sum_i A_i (kron) B_i [din, dout], A_i [n, n] and B_i = s_i t_i [din / n, dout / n] of rank k.
 
@@ -48,9 +53,7 @@ class Hypercomplex(nn.Module):
 
     def weight(self, A: Tensor) -> Tensor:
         """W [din, dout], from the left factors ``A`` [n, n, n]."""
-        B = self.s @ self.t if self.factored else self.B
-        n, rows, columns = B.shape
-        return torch.einsum("ipq,irc->prqc", A, B).reshape(n * rows, n * columns)
+        return kronecker(A, self.s @ self.t if self.factored else self.B)
 
     def forward(self, x: Tensor, A: Tensor | None) -> Tensor:
         """x [..., din] -> [..., dout]; ``A`` [n, n, n] is read where the layer has none of its own."""
