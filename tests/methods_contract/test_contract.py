@@ -35,6 +35,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "fact": {"rank": 4},
     "spt": {"budget": 700, "grid": 20, "rank": 2}, "spt-adapter": {"budget": 700, "grid": 20, "rank": 2},
     "kadaptation": {"n": 4}, "subspace": {"size": 20},
+    "head2toe": {"fractions": [0.5], "steps": 5},
     "u-tuning": {"length": 3, "rank": 4}, "res-tuning": {"rank": 4, "mha": "prefix+adapter", "block": "prompt"},
 }
 ELSEWHERE: dict[tuple[str, str], dict[str, object]] = {
@@ -65,6 +66,7 @@ REFUSED: dict[tuple[str, str], type[ThriftyError]] = {
     **{(m, "resnet"): Unfit for m in ("bapna", "lhuc")},  # its blocks give out images
     **{(m, "resnet"): NoSuchSite for m in ("hyperformer", "udapter", "pals")},  # no attention
     ("monolingual-adapters", "resnet"): Unfit,  # its blocks give out pictures
+    **{("head2toe", b): Unfit for b in ("bert", "llama", "t5", "encoder")},  # no pictures
     ("pals", "t5"): Unfit,  # each head of its attention adds relative positions of its own
     **{(m, "resnet"): Unfit for m in ("res-tuning-bypass", "k-adapter", "lst")},  # blocks of many widths
     **{(m, "encoder"): Unfit for m in ("k-adapter", "lst")},  # blocks that are not called and built as those of transformers

@@ -24,6 +24,7 @@ from .early_exit import EarlyExit
 from .expres import EXPRES
 from .fact import FacT
 from .full import FullFineTuning
+from .head2toe import Head2Toe
 from .heads import Heads
 from .houlsby import Houlsby
 from .hyperformer import HyperFormer
@@ -86,6 +87,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "EXPRES",
     "FacT",
     "FullFineTuning",
+    "Head2Toe",
     "Houlsby",
     "HyperFormer",
     "IA3",
