@@ -29,7 +29,8 @@ def lessons(side: int = 16, count: int = 6) -> list[dict[str, Tensor]]:
 
 def attach(kind: str = "vit", **more: Any) -> tuple[Any, thrifty.Attachment]:
     model = tiny(kind)
-    return model, thrifty.attach(model, thrifty.Head2Toe(**{**QUICK, **more}), batches=lessons(16 if kind in ("vit", "dinov2") else 32))
+    side = 16 if kind in ("vit", "dinov2") else 32
+    return model, thrifty.attach(model, thrifty.Head2Toe(**{**QUICK, **more}), batches=lessons(side))
 
 
 def head(at: thrifty.Attachment) -> SelectedHead:
@@ -49,7 +50,8 @@ def test_reference_scores() -> None:
     g = golden("vision_head2toe")
     W, coefficient = g["in/head_kernel"], g["hp/coef"]
     for r, p in ((2, 1), (2, 2), (float("inf"), 1)):
-        torch.testing.assert_close(coefficient * group_lasso(W, r, p), torch.tensor(g[f"out/group_lrp_r{r}_p{p}"]), atol=1e-6, rtol=1e-5)
+        wanted = torch.tensor(g[f"out/group_lrp_r{r}_p{p}"])
+        torch.testing.assert_close(coefficient * group_lasso(W, r, p), wanted, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(score(W), g["out/scores_connectivity_l2"], atol=1e-6, rtol=1e-6)
     assert select(score(W), 0.4).tolist() == g["out/selected_keep0.4"].tolist()
     torch.testing.assert_close(unit(g["in/rows"]), g["out/zero_aware_normalised"], atol=1e-6, rtol=1e-6)
@@ -140,8 +142,10 @@ def test_what_the_head_computes() -> None:
         if row.edit == "pooled-tap":
             module, key = model.get_submodule(row.path), row.numbers["key"]
             if row.numbers["port"] == "input":
-                handles.append(module.register_forward_pre_hook(lambda m, a, k, key=key: seen.update({key: a[0] if a else k["hidden_states"]}),
-                                                                with_kwargs=True))
+                def note(_: Any, args: Any, kwargs: Any, key: str = key) -> None:
+                    seen[key] = args[0] if args else kwargs["hidden_states"]
+
+                handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
             else:
                 handles.append(module.register_forward_hook(lambda m, a, y, key=key: seen.update({key: y})))
     with at.disabled():

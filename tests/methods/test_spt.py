@@ -352,7 +352,7 @@ def test_published_counts() -> None:
     for site in sites[:6]:
         edit = at.put(site, DroppedBottleneck, **adapter.numbers(site))
         assert sum(p.numel() for p in edit.parameters()) == adapter.cost(site) == 2 * 8 * site.dout + 8 + site.dout
-    assert SWEEP * thrifty.SPT().grid == 1_580_000 and SWEEP == len(range(2, 160, 2))
+    assert SWEEP * thrifty.SPT().grid == 1_580_000 and len(range(2, 160, 2)) == SWEEP
 
 
 def test_adapters_instead() -> None:
@@ -378,7 +378,8 @@ def test_refusals() -> None:
     with pytest.raises(NoSuchSite, match="attn"):
         thrifty.attach(tiny("resnet"), spt(), batches=lessons())
     with pytest.raises(Unfit, match="is none: leave it out"):
-        thrifty.attach(tiny("resnet"), spt(where="conv"), batches=[{**b, "pixel_values": torch.randn(2, 3, 32, 32)} for b in lessons()])
+        large = [{**batch, "pixel_values": torch.randn(2, 3, 32, 32)} for batch in lessons()]
+        thrifty.attach(tiny("resnet"), spt(where="conv"), batches=large)
     zero = tiny("vit")
     nn.init.zeros_(zero.classifier.weight)
     with pytest.raises(ThriftyError, match="a head of zeros"):

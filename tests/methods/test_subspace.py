@@ -72,7 +72,7 @@ def test_the_start_is_the_model_and_one_vector_trains() -> None:
 
 
 def test_the_identity_is_training_all() -> None:
-    model, whole = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2)), nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2))
+    model, whole = (nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2)) for _ in range(2))
     whole.load_state_dict(model.state_dict())
     method = thrifty.Subspace(size=14, projection="identity", where="linear")
     at = thrifty.attach(model, method, example=torch.zeros(1, 3))

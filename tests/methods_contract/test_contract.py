@@ -67,6 +67,7 @@ REFUSED: dict[tuple[str, str], type[ThriftyError]] = {
     **{(m, "resnet"): NoSuchSite for m in ("hyperformer", "udapter", "pals")},  # no attention
     ("monolingual-adapters", "resnet"): Unfit,  # its blocks give out pictures
     **{("head2toe", b): Unfit for b in ("bert", "llama", "t5", "encoder")},  # no pictures
+    **{("tinytl", b): Unfit for b in ("bert", "llama", "t5", "vit", "encoder")},  # no blocks of convolutions
     ("pals", "t5"): Unfit,  # each head of its attention adds relative positions of its own
     **{(m, "resnet"): Unfit for m in ("res-tuning-bypass", "k-adapter", "lst")},  # blocks of many widths
     **{(m, "encoder"): Unfit for m in ("k-adapter", "lst")},  # blocks that are not called and built as those of transformers

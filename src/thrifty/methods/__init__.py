@@ -58,6 +58,7 @@ from .ssf import SSF
 from .spt import SPT, SPTAdapter
 from .subspace import Subspace
 from .t_few import TFew
+from .tinytl import TinyTL
 from .u_tuning import UTuning
 from .udapter import UDapter
 from .unipelt import UniPELT
@@ -123,6 +124,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "SPTAdapter",
     "Subspace",
     "TFew",
+    "TinyTL",
     "UDapter",
     "UniPELT",
     "UTuning",

@@ -57,8 +57,8 @@ def allocate(sensitivity: list[Tensor], tunables: list[Tunable], budget: int, gr
         if taken == len(flat):
             break
     if not chosen:
-        raise Unfit(f"no allocation comes near a budget of {budget:,} parameters, the smallest takes {least:,}: set a larger budget, "
-                    "or a finer grid")
+        raise Unfit(f"no allocation comes near a budget of {budget:,} parameters, the smallest takes {least:,}: set a larger "
+                    "budget, or a finer grid")
     return _lay_out(ranked[:chosen].cpu(), owner[:chosen], ends, tunables, best)
 
 

@@ -79,7 +79,7 @@ def fit(x: Tensor, y: Tensor, classes: int, recipe: Recipe, lasso: float = 0.0) 
 
 def choose_fraction(pieces: list[Tensor], y: Tensor, classes: int, recipe: Recipe, lasso: float, fractions: list[float],
                     folds: int) -> tuple[float, dict[float, float]]:
-    """The fraction of features whose head is right most often in cross-validation, the smallest of equal ones; accuracy by fraction.
+    """The fraction of features whose head is most often right in validation, the smallest of equal ones; accuracy by fraction.
 
     Each fold holds out every ``folds``-th row. Features are chosen, and heads trained, on the others.
     """

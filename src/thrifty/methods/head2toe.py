@@ -49,8 +49,8 @@ class SelectedHead(Edit):
         """
         found = self.context.taps
         if missing := [piece for piece in self.pieces if piece not in found]:
-            raise DeadEdit(f"the head at {self.site.path!r} reads the {missing[0]}, whose tap is off or is never reached: switch all "
-                           "edits on or off together")
+            raise DeadEdit(f"the head at {self.site.path!r} reads the {missing[0]}, whose tap is off or is never reached: switch "
+                           "all edits on or off together")
         h = join([found.pop(piece) for piece in self.pieces], list(self.columns.split(self.kept)))
         answer: Tensor = self.linear(h.to(self.linear.weight.dtype))
         return answer.to(y.dtype)
@@ -73,9 +73,10 @@ class Head2Toe(Method):
         keep the fraction with the highest scores, bring what is left of each v_t to unit length, train a new head by CE
 
     The features of the first ``examples`` training rows are computed once, and the fraction is the best of ``fractions`` in
-    ``folds``-fold cross-validation on them (with one fraction nothing is validated); the adapter's ``about`` says which it was.
-    What then trains in the loop is the new head. ``size`` 0 takes one average per layer. Of tokens, "normal" pools all, "only_cls" takes the class token, "nopool_cls"
-    both. ``steps``, ``score_rate`` and ``batch`` are those of the heads that are trained on the spot.
+    ``folds``-fold cross-validation on them (with one fraction nothing is validated); the adapter's ``about`` says which it
+    was. What then trains in the loop is the new head. ``size`` 0 takes one average per layer. Of tokens, "normal" pools all,
+    "only_cls" takes the class token, "nopool_cls" both. ``steps``, ``score_rate`` and ``batch`` are those of the heads that are
+    trained on the spot.
 
     Where the taps are is told by ``pooled_taps.find_places``: 52 in ViT-B/16 and 50 in ResNet-50 (the authors' networks have 53
     and 52, with the class token before the encoder, and with the logits of the old head). In Swin what the attentions read
@@ -85,7 +86,8 @@ class Head2Toe(Method):
     name = "head2toe"
     route = "input and output"
     modalities = ("image",)
-    paper = "Evci et al., Head2Toe: Utilizing Intermediate Representations for Better Transfer Learning, ICML 2022, arXiv:2201.03529"
+    paper = ("Evci et al., Head2Toe: Utilizing Intermediate Representations for Better Transfer Learning, ICML 2022, "
+             "arXiv:2201.03529")
     trains = "a head on the chosen features of all layers"
     inference = "pooling, and a wider head"
     identity_at_start = False
@@ -164,12 +166,14 @@ def gather(at: Attachment, keys: list[str], batches: Iterable[Any], most: int) -
     for batch in batches:
         told = batch.get("labels")
         if told is None or told.dim() != 1 or told.is_floating_point():
-            raise ThriftyError(f"features are chosen by class numbers, one a row, and a batch of {sorted(batch)} has none under 'labels'")
+            raise ThriftyError(f"features are chosen by class numbers, one a row, and a batch of {sorted(batch)} has none under "
+                               "'labels'")
         run_once(at.model, {name: value for name, value in batch.items() if name != "labels"})
         rows.append([at.context.taps.pop(key).float() for key in keys])
         labels.append(told)
         if sum(map(len, labels)) >= most:
             break
     if not rows:
-        raise ThriftyError("there is no row of data by which features could be chosen: attach with batches=, dicts of tensors with labels")
+        raise ThriftyError("there is no row of data by which features could be chosen: attach with batches=, dicts of tensors with "
+                           "labels")
     return [torch.cat(piece)[:most] for piece in zip(*rows, strict=True)], torch.cat(labels)[:most]

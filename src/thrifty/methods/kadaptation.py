@@ -79,7 +79,8 @@ class KroneckerSum(Edit):
         if self.layer < 0:
             return weight, bias
         if bias is None:
-            raise CannotMerge(f"{self.site.path!r} has no bias, into which that of KAdaptation could be merged: train with bias='none'")
+            raise CannotMerge(f"{self.site.path!r} has no bias, into which that of KAdaptation could be merged: train with "
+                              "bias='none'")
         return weight, bias + self.context.shared.bias[self.layer].to(bias.dtype)
 
 
@@ -136,14 +137,15 @@ class KAdaptation(Method):
         for site in sites:
             if site.din % self.n or site.dout % self.n:
                 fit = [n for n in range(1, 65) if site.din % n == 0 and site.dout % n == 0]
-                raise NoSuchSetting(f"{self.name}: n = {self.n} does not divide the widths {site.din} and {site.dout} of {site.path!r}; "
-                                    f"{', '.join(map(str, fit))} do")
+                raise NoSuchSetting(f"{self.name}: n = {self.n} does not divide the widths {site.din} and {site.dout} of "
+                                    f"{site.path!r}; {', '.join(map(str, fit))} do")
         kinds = list(dict.fromkeys(site.role for site in sites))
         layers = [site.key if self.bias == "own" else (site.stack, site.depth) for site in sites]
         widths = dict(zip(layers, (site.dout for site in sites), strict=True)) if self.bias != "none" else {}
         for site, layer in zip(sites, layers, strict=True):
             if widths.get(layer, site.dout) != site.dout:
-                raise Unfit(f"{site.path!r} is {site.dout} wide and shares a bias with a projection of {widths[layer]}: set bias='own'")
+                raise Unfit(f"{site.path!r} is {site.dout} wide and shares a bias with a projection of {widths[layer]}: set "
+                            "bias='own'")
         at.share(Slow, kinds=len(kinds), n=self.n, slow=self.slow, widths=list(widths.values()))
         for site, layer in zip(sites, layers, strict=True):
             at.put(site, KroneckerSum, n=self.n, rank=self.rank, scale=self.scale, dropout=self.dropout,

@@ -118,7 +118,8 @@ def find_places(at: Attachment, head: Site, example: Example) -> list[Place]:
     if blocks:
         wanted += [Place(every[blocks[0]], "input", not attends)]
         wanted += [] if attends else [Place(every[blocks[-1]], "output", True)]
-        wanted += [Place(site, "output", False) for site in every[blocks[-1] + 1 :] if site.role == "norm" and site.depth < 0 and attends]
+        final = [site for site in every[blocks[-1] + 1 :] if site.role == "norm" and site.depth < 0]
+        wanted += [Place(site, "output", False) for site in final if attends]
     wanted.append(Place(head, "input", False))
     reached = list(_reach(at.model, {place.key: place for place in wanted}, example))
     pixels = next((place for place in reached if place.site.role == "conv"), None) if "patch" not in roles else None

@@ -179,7 +179,8 @@ class SPTAdapter(SPT):
 
 def find_vectors(at: Attachment, matrices: list[Site]) -> Iterator[Vector]:
     """Biases and the parameters of normalisations, outside head and embeddings; a fused bias in the parts that its sites have."""
-    norms = {f"{s.path}.{n}" for s in at.sites("*") if s.role.startswith("norm") for n, _ in s.module.named_parameters(recurse=False)}
+    found = [site for site in at.sites("*") if site.role.startswith("norm")]
+    norms = {f"{site.path}.{name}" for site in found for name, _ in site.module.named_parameters(recurse=False)}
     parts: dict[str, list[Part | None]] = {}
     for site in matrices:
         if site.part is not None:

@@ -41,8 +41,8 @@ def squared_gradients(model: nn.Module, own: Mapping[str, nn.Parameter], batches
         for batch in batches:
             loss = loss_of(model, batch)
             if loss is None:
-                raise ThriftyError(f"{type(model).__name__} gives no loss for a batch of {sorted(batch)}, by which its weights would "
-                                   f"be weighed: give labels with the batches{remedy}")
+                raise ThriftyError(f"{type(model).__name__} gives no loss for a batch of {sorted(batch)}, by which its weights "
+                                   f"would be weighed: give labels with the batches{remedy}")
             for name, grad in zip(own, torch.autograd.grad(loss, list(own.values()), allow_unused=True), strict=True):
                 if grad is not None:
                     sums[name] += grad.float().square()
@@ -55,7 +55,7 @@ def squared_gradients(model: nn.Module, own: Mapping[str, nn.Parameter], batches
         for module, mode in modes:
             module.training = mode
     if not done:
-        raise ThriftyError(f"there is no row of data by which weights could be weighed: attach with batches=, dicts of tensors with "
+        raise ThriftyError("there is no row of data by which weights could be weighed: attach with batches=, dicts of tensors with "
                            f"labels{remedy}")
     return sums
 
@@ -84,8 +84,8 @@ def of_weight(sums: Mapping[str, Tensor], model: nn.Module, site: Site) -> Tenso
         Unfit: the weight is a piece of a larger parameter.
     """
     if "weight" not in dict(site.module.named_parameters(recurse=False)):
-        raise Unfit(f"the weight of {site.path!r} ({type(site.module).__name__}) is a piece of a larger parameter, whose gradient is "
-                    "not divided here")
+        raise Unfit(f"the weight of {site.path!r} ({type(site.module).__name__}) is a piece of a larger parameter, whose gradient "
+                    "is not divided here")
     summed = sums[canonical(model, f"{site.path}.weight")]
     summed = summed.T if isinstance(site.module, nn.Embedding) or hasattr(site.module, "nf") else summed
     return site.part.take(summed, 0) if site.part else summed

@@ -182,5 +182,6 @@ def choose(score: Callable[[str, int], float], whole: Mapping[str, float], sizes
              for where, top in whole.items()}
     reached = {where: size for where, size in found.items() if size is not None}
     if not reached:
-        raise NoSuchSetting(f"none of {', '.join(whole)} reaches {share:.0%} of its score in up to {max(sizes)} directions: try more")
+        raise NoSuchSetting(f"none of {', '.join(whole)} reaches {share:.0%} of its score in up to {max(sizes)} directions: try "
+                            "more")
     return min(reached, key=lambda where: reached[where])
