@@ -18,6 +18,7 @@ from thrifty.methods.head2toe import SelectedHead
 from thrifty.methods.heads import last_linear
 from thrifty.methods.pooled_taps import BatchRows, PooledTap, find_places, pool
 from thrifty.methods.side import place
+from thrifty.testing.tiny import make as make_tiny
 
 QUICK: dict[str, Any] = {"fractions": [0.3], "steps": 20}
 
@@ -253,3 +254,16 @@ def test_refusals() -> None:
         thrifty.attach(tiny("bert"), thrifty.Head2Toe(), batches=lessons())
     with pytest.raises(Unfit, match="has no class token"):
         attach("swin", tokens="only_cls")
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("kind", ["timm_vit", "timm_swin", "timm_resnet", "timm_convnext"])
+def test_timm(kind: str) -> None:
+    backbone = make_tiny(kind)
+    model, batch = backbone.fresh(), {"x": backbone.example, "labels": torch.tensor([0, 1])}
+    at = thrifty.attach(model, thrifty.Head2Toe(**QUICK), batches=[batch], example=backbone.example)
+    assert len(head(at).kept) > 4
+    together = backbone.output(model)
+    with torch.no_grad():
+        alone = torch.cat([model(one[None]) for one in backbone.example])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)

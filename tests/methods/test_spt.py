@@ -19,6 +19,7 @@ from thrifty.methods.allocation import SWEEP, Tunable, allocate, rank
 from thrifty.methods.sparse_delta import SparseDelta
 from thrifty.methods.spt import DroppedBottleneck, DroppedLowRank
 from thrifty.methods.squared_gradients import squared_gradients
+from thrifty.testing.tiny import make as make_tiny
 
 MATRICES = ("attn.q", "attn.k", "attn.v", "attn.proj", "mlp.fc1", "mlp.fc2")
 
@@ -384,3 +385,17 @@ def test_refusals() -> None:
     nn.init.zeros_(zero.classifier.weight)
     with pytest.raises(ThriftyError, match="a head of zeros"):
         thrifty.attach(zero, spt(), batches=lessons())
+
+
+@pytest.mark.timm
+@pytest.mark.parametrize("kind", ["timm_vit", "timm_swin"])
+def test_timm(kind: str) -> None:
+    backbone = make_tiny(kind)
+    model, batch = backbone.fresh(), {"x": backbone.example, "labels": torch.tensor([0, 1])}
+    at = thrifty.attach(model, spt(), batches=[batch], example=backbone.example)
+    assert {row.role for row in at.plan} & {"attn.q", "attn.k", "attn.v"}
+    assert abs(at.summary().trainable - 700) < 150
+    shake(at)
+    before = backbone.output(model)
+    at.merge()
+    torch.testing.assert_close(backbone.output(model), before, rtol=1e-4, atol=1e-4)

@@ -17,6 +17,7 @@ from thrifty.methods.activation_memory import measure, predict
 from thrifty.methods.kmeans import cluster, quantise
 from thrifty.methods.lite_residual import LiteResidual, divisible, group_norm, main_branches, standardise
 from thrifty.methods.sparing import Frugally, Sparing, pack, unpack
+from thrifty.testing.tiny import make as make_tiny
 
 
 def bottlenecks(**more: Any) -> Any:
@@ -360,3 +361,14 @@ def test_refusals() -> None:
             thrifty.attach(tiny(kind), thrifty.TinyTL())
     with pytest.raises(Unfit, match="5 groups do not divide the 8 channels"):
         thrifty.attach(mobile(), thrifty.TinyTL(conv_groups=5))
+
+
+@pytest.mark.timm
+def test_timm() -> None:
+    backbone = make_tiny("timm_resnet")
+    model = backbone.fresh()
+    at = thrifty.attach(model, thrifty.TinyTL(), example=backbone.example)
+    assert len(lite(at)) == 4 and torch.equal(backbone.output(model), backbone.output(backbone.fresh()))
+    full = backbone.fresh()
+    bytes_of = [measure(net, lambda net=net: net(backbone.example)) for net in (full, model)]
+    assert bytes_of[1] < 0.7 * bytes_of[0]

@@ -77,7 +77,6 @@ REFUSED: dict[tuple[str, str], type[ThriftyError]] = {
     **{(m, b): Unfit for m in ("adaptformer", "convpass", "repadapter") for b in BACKBONES if b != "vit"},  # no patches
     **{(m, "resnet"): NoSuchSite for m in ("fact", "consolidator")},  # no linear layers
     **{("conv-adapter", b): Unfit for b in BACKBONES if b != "resnet"},  # no maps
-    **{(m, "resnet"): NoSuchSite for m in ("unipelt", "u-tuning", "res-tuning", "spt", "spt-adapter")},  # no attention
     **{(m, "resnet"): NoSuchSite for m in ("unipelt", "u-tuning", "res-tuning", "spt", "spt-adapter",
                                            "kadaptation", "subspace")},  # no attention
     **{(m, "encoder"): Unfit for m in ("spt", "spt-adapter")},  # its q, k and v are one parameter

@@ -54,8 +54,8 @@ from .prompt import PromptTuning
 from .repadapter import RepAdapter
 from .res_tuning import ResTuning
 from .res_tuning_bypass import ResTuningBypass
-from .ssf import SSF
 from .spt import SPT, SPTAdapter
+from .ssf import SSF
 from .subspace import Subspace
 from .t_few import TFew
 from .tinytl import TinyTL

@@ -135,7 +135,7 @@ class Head2Toe(Method):
         at.put(at.sites("model")[0], BatchRows)
         taps = {place.key: self._tap(at, place) for place in places}
         pieces, labels = gather(at, list(taps), batches, self.examples)
-        fraction, accuracy = self.fractions[0], {}
+        fraction, accuracy = self.fractions[0], dict[float, float]()
         recipe = Recipe(self.steps, self.score_rate, self.batch)
         if len(self.fractions) > 1:
             fraction, accuracy = choose_fraction(pieces, labels, head.dout, recipe, self.lasso, self.fractions, self.folds)

@@ -26,8 +26,8 @@ CHANNELS = 8  # per group of a group normalisation, and what widths are multiple
 class StandardisedConv(nn.Conv2d):
     """A convolution by (W - mean) / (std + eps), filter by filter; with ``eps`` 0 by W itself."""
 
-    def __init__(self, *sizes: int, eps: float = 1e-5, **geometry: Any):
-        super().__init__(*sizes, bias=False, **geometry)
+    def __init__(self, enters: int, leaves: int, kernel: int, eps: float, stride: int = 1, groups: int = 1):
+        super().__init__(enters, leaves, kernel, stride, kernel // 2, groups=groups, bias=False)
         self.eps = eps
         nn.init.kaiming_normal_(self.weight, mode="fan_out")
 
@@ -72,10 +72,9 @@ class LiteResidual(Edit):
             raise Unfit(f"{groups} groups do not divide the {width} channels that the block of {site.path!r} reads, or the "
                         f"{middle} in the middle of its lite residual: set conv_groups=1")
         self.key, self.pool = key, pool
-        stride = stride if pool else 1
-        self.conv = StandardisedConv(width, middle, kernel, eps=eps, stride=stride, padding=kernel // 2, groups=groups)
+        self.conv = StandardisedConv(width, middle, kernel, eps, stride if pool else 1, groups)
         self.norm, self.act = group_norm(middle), nn.ReLU()
-        self.point, self.last = StandardisedConv(middle, site.dout, 1, eps=eps), group_norm(site.dout)
+        self.point, self.last = StandardisedConv(middle, site.dout, 1, eps), group_norm(site.dout)
         nn.init.zeros_(self.last.weight)
         self.last.register_parameter("bias", None)
 

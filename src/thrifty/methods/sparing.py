@@ -14,12 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import Function
+from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
 from ..core import Edit, register
 from ..core.errors import CannotMerge
 
-_conv2d, _batch_norm, _relu, _relu6, _hardtanh, _max_pool2d = F.conv2d, F.batch_norm, F.relu, F.relu6, F.hardtanh, F.max_pool2d
+_conv2d, _batch_norm, _relu, _relu6, _hardtanh = F.conv2d, F.batch_norm, F.relu, F.relu6, F.hardtanh
+_max_pool2d: Any = F.max_pool2d
 
 
 class Convolution(Function):
@@ -33,12 +35,12 @@ class Convolution(Function):
         return _conv2d(x, weight, bias, *geometry)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> Any:
         """dL/dx and dL/db."""
         (weight,) = ctx.saved_tensors
         dx = db = None
         if ctx.needs_input_grad[0]:
-            dx = torch.nn.grad.conv2d_input(ctx.shape, weight.to(dy.dtype), dy, *ctx.geometry)
+            dx = conv2d_input(ctx.shape, weight.to(dy.dtype), dy, *ctx.geometry)
         if ctx.needs_input_grad[2]:
             db = dy.sum((0, 2, 3))
         return dx, None, db, *(None for _ in ctx.geometry)
@@ -55,7 +57,7 @@ class Normalisation(Function):
         return _batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> Any:
         """dL/dx and dL/db."""
         var, weight = ctx.saved_tensors
         scale = (var + ctx.eps).rsqrt() if weight is None else (var + ctx.eps).rsqrt() * weight
@@ -75,7 +77,7 @@ class Clamp(Function):
         return _relu(x) if math.isinf(high) else _hardtanh(x, low, high)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> Any:
         """dL/dx."""
         (bits,) = ctx.saved_tensors
         return dy * unpack(bits, ctx.shape), None, None
@@ -93,7 +95,7 @@ class MaxPool(Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> Any:
         """dL/dx."""
         (places,) = ctx.saved_tensors
         none = torch.zeros(ctx.shape, dtype=dy.dtype, device=dy.device).flatten(-2)
@@ -112,6 +114,11 @@ def unpack(packed: Tensor, shape: torch.Size) -> Tensor:
     return bits.flatten()[: shape.numel()].view(shape)
 
 
+def _apply(kind: Any, *args: Any) -> Tensor:
+    made: Tensor = kind.apply(*args)
+    return made
+
+
 def _trains(*tensors: Tensor | None) -> bool:
     return any(t is not None and t.requires_grad for t in tensors)
 
@@ -121,8 +128,7 @@ def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: An
     """F.conv2d."""
     if _trains(weight) or not _trains(input, bias) or isinstance(padding, str) or input.dim() != 4:
         return _conv2d(input, weight, bias, stride, padding, dilation, groups)
-    found: Tensor = Convolution.apply(input, weight, bias, stride, padding, dilation, groups)
-    return found
+    return _apply(Convolution, input, weight, bias, stride, padding, dilation, groups)
 
 
 def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
@@ -130,23 +136,22 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
     """F.batch_norm."""
     if training or running_mean is None or running_var is None or _trains(weight) or not _trains(input, bias):
         return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    found: Tensor = Normalisation.apply(input, running_mean, running_var, weight, bias, eps)
-    return found
+    return _apply(Normalisation, input, running_mean, running_var, weight, bias, eps)
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """F.relu."""
-    return Clamp.apply(input, 0.0, math.inf) if _trains(input) else _relu(input, inplace)
+    return _apply(Clamp, input, 0.0, math.inf) if _trains(input) else _relu(input, inplace)
 
 
 def relu6(input: Tensor, inplace: bool = False) -> Tensor:
     """F.relu6."""
-    return Clamp.apply(input, 0.0, 6.0) if _trains(input) else _relu6(input, inplace)
+    return _apply(Clamp, input, 0.0, 6.0) if _trains(input) else _relu6(input, inplace)
 
 
 def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
     """F.hardtanh, which is also what nn.ReLU6 calls."""
-    return Clamp.apply(input, float(min_val), float(max_val)) if _trains(input) else _hardtanh(input, min_val, max_val, inplace)
+    return _apply(Clamp, input, float(min_val), float(max_val)) if _trains(input) else _hardtanh(input, min_val, max_val, inplace)
 
 
 def max_pool2d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
@@ -154,7 +159,7 @@ def max_pool2d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any
     """F.max_pool2d."""
     if return_indices or not _trains(input):
         return _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-    return MaxPool.apply(input, kernel_size, stride if stride is not None else kernel_size, padding, dilation, ceil_mode)
+    return _apply(MaxPool, input, kernel_size, stride if stride is not None else kernel_size, padding, dilation, ceil_mode)
 
 
 class Frugally(TorchFunctionMode):

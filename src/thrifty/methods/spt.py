@@ -4,7 +4,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -79,14 +79,14 @@ class SPT(Method):
     """
 
     name = "spt"
-    aliases = ("spt-lora",)
+    aliases: ClassVar[tuple[str, ...]] = ("spt-lora",)
     route = "few weights"
     modalities = ("image",)
     paper = "He et al., Sensitivity-Aware Visual Parameter-Efficient Fine-Tuning, ICCV 2023, arXiv:2303.08566"
     trains = "what is most sensitive: low-rank updates, whole vectors, and single entries, up to a budget"
     mergeable = True
     inference = "none once merged"
-    Edit = DroppedLowRank
+    Edit: ClassVar[Any] = DroppedLowRank
     rate = 1e-3
 
     budget: int = 400_000

@@ -72,7 +72,7 @@ class TinyTL(Method):
                 at.put(branch.block, Tap, key=branch.block.path)
                 at.put(branch.end, LiteResidual, key=branch.block.path, width=branch.width, **self.sizes(branch))
         if "bias" in self.mode:
-            BitFit().attach(at)
+            BitFit.make().attach(at)
         if self.sparing:
             at.put(at.sites("model")[0], Sparing)
 
