@@ -58,7 +58,8 @@ REFUSED: dict[tuple[str, str], type[ThriftyError]] = {
     **{("mad-x-language", b): NoSuchSite for b in ("vit", "encoder")},
     ("mad-x-language", "t5"): HalfAdapted,  # two stacks share one table
     **{("prompt", b): Unfit for b in ("vit", "encoder", "resnet")},  # no token embeddings
-    **{(m, b): Unfit for m in ("pixel-prompt", "vdp", "early-exit", "block-drop")
+    ("rdi-net", "vit"): Unfit,  # its blocks are no convolutions
+    **{(m, b): Unfit for m in ("pixel-prompt", "vdp", "early-exit", "block-drop", "rdi-net", "urnet")
        for b in ("bert", "llama", "t5", "encoder")},  # no pictures
     **{(m, b): Unfit for m in ("vpt", "vqt", "expres", "l2p", "noah") for b in BACKBONES if b != "vit"},  # no patches
     **{("vpt-pad", b): Unfit for b in BACKBONES if b != "resnet"},  # no pictures, or a place for each patch

@@ -73,6 +73,14 @@ def test_block_drop(data: dict[str, Any], tmp_path: Path) -> None:
     repeats(run, data)
 
 
+@pytest.mark.parametrize("method", ["urnet", "rdi-net"])
+def test_gates_and_routers(data: dict[str, Any], method: str, tmp_path: Path) -> None:
+    run = tune(data, tiny_folders.resnet, method, tmp_path / "run")
+    measured = artifact.inspect(run.folder / "adapter")["about"]["measured"]
+    assert measured["blocks"] == 2 and 0 <= measured["used"] <= 1 and measured["flops"] > 0
+    repeats(run, data)
+
+
 def test_pixel_prompts(data: dict[str, Any], tmp_path: Path) -> None:
     run = tune(data, tiny_folders.vit, {"name": "pixel-prompt", "width": 6}, tmp_path / "run")
     assert run.metrics["parameters"]["tuner"] == 12 * 6 * (32 - 6)

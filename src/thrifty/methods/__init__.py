@@ -51,6 +51,7 @@ from .pixel_prompt import PixelPrompt
 from .prefix import PrefixTuning
 from .probe import LinearProbe
 from .prompt import PromptTuning
+from .rdi_net import RDINet
 from .repadapter import RepAdapter
 from .res_tuning import ResTuning
 from .res_tuning_bypass import ResTuningBypass
@@ -62,6 +63,7 @@ from .tinytl import TinyTL
 from .u_tuning import UTuning
 from .udapter import UDapter
 from .unipelt import UniPELT
+from .ur_net import URNet
 from .vdp import VDP
 from .vera import VeRA
 from .vpt import VPT
@@ -116,6 +118,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "PrefixTuning",
     "PromptTuning",
     "PTuning",
+    "RDINet",
     "RepAdapter",
     "ResTuning",
     "ResTuningBypass",
@@ -127,6 +130,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "TinyTL",
     "UDapter",
     "UniPELT",
+    "URNet",
     "UTuning",
     "VDP",
     "VeRA",

@@ -5,7 +5,7 @@ arXiv:1711.08393).
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +34,23 @@ def bypass(block: Any, x: Tensor) -> Tensor:
     return x
 
 
+def sparing(edit: nn.Module) -> bool:
+    """Whether only what is needed should be computed: without gradients, not in training and not while a graph is compiled."""
+    return not (torch.is_grad_enabled() or edit.training or torch.compiler.is_compiling())
+
+
+def for_each(choice: Tensor, ways: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+    """x [B, ...] with every row the way that ``choice`` [B] says; a way that no row takes is not called."""
+    parts = [(rows, ways[int(choice[rows[0]])](x if len(rows) == len(x) else x[rows]))
+             for rows in (torch.nonzero(choice == way).flatten() for way in range(len(ways))) if len(rows)]
+    if len(parts) == 1:
+        return parts[0][1]
+    out = parts[0][1].new_empty(len(x), *parts[0][1].shape[1:])
+    for rows, y in parts:
+        out[rows] = y.to(out.dtype)
+    return out
+
+
 @register("drop-block")
 class Drop(Edit):
     """Around block ``number``: runs it for the pictures whose path [B, blocks] has it, and gives the others past it.
@@ -50,21 +67,15 @@ class Drop(Edit):
     def forward(self, run: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x [B, ...] -> what the block or its shortcut gives, [B, ...]."""
         path = self.context.taps.get(PATH)
-        runs: Tensor | None = None if path is None else path[:, self.number].to(x.device)
-        block, choosing = self.site.module, torch.is_grad_enabled() or self.training or torch.compiler.is_compiling()
-        y: Tensor
-        if runs is not None and not choosing and not bool(runs.any()):
-            return bypass(block, x)
-        if runs is None or not choosing and bool(runs.all()):  # None: the model was entered past its beginning
-            y = run(x, *args, **kwargs)
+        if path is None:  # nobody chose: the model was entered past its beginning
+            y: Tensor = run(x, *args, **kwargs)
             return y
-        if choosing:
+        runs, block = path[:, self.number].to(x.device), self.site.module
+        if not sparing(self):
             y = run(x, *args, **kwargs)
             return torch.where(runs.view(-1, *[1] * (y.dim() - 1)), y, bypass(block, x))
-        y, past = run(x[runs], *args, **kwargs), bypass(block, x[~runs])
-        out = y.new_empty(len(x), *y.shape[1:])
-        out[runs], out[~runs] = y, past.to(y.dtype)
-        return out
+        ways = [lambda rows: bypass(block, rows), lambda rows: run(rows, *args, **kwargs)]
+        return for_each(runs.long().expand(len(x)), ways, x)
 
 
 def droppable(at: Attachment, where: str, example: Example) -> list[Site]:

@@ -22,3 +22,9 @@ def flops(model: nn.Module, batch: dict[str, Any]) -> int:
     finally:
         model.train(training)
     return int(counter.get_total_flops())
+
+
+def mean_flops(model: nn.Module, batch: dict[str, Any]) -> float:
+    """Operations for a picture, on average over those of a batch, each of which is run alone."""
+    size = len(next(iter(batch.values())))
+    return sum(flops(model, {name: value[i : i + 1] for name, value in batch.items()}) for i in range(size)) / size

@@ -42,4 +42,4 @@ class FullFineTuning(Method):
             if book.wanted.get(name, True):
                 at.train(name, wildcard=True)
         at.train_buffers([f"{path}.{name}" if path else name for path, module in at.model.named_modules()
-                          if isinstance(module, _BatchNorm) for name, _ in module.named_buffers(recurse=False)])
+                          if isinstance(module, _BatchNorm) and not owned(path) for name, _ in module.named_buffers(recurse=False)])
