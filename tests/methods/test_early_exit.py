@@ -277,6 +277,20 @@ def test_a_model_that_is_given_labels_runs_to_its_end() -> None:
             model(pixel_values=x)
 
 
+def test_blocks_that_are_computed_again_in_the_backward_pass() -> None:
+    found = []
+    for again in (False, True):
+        model, at, x = put("vit")
+        if again:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+        torch.manual_seed(0)
+        at.method.loss(at, Classify(), model, {"pixel_values": x, "labels": torch.tensor([0, 1, 2, 1, 0])})[0].backward()
+        found.append([p.grad for p in at.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_refusals() -> None:
     for kind, why in (("swin", "between its blocks"), ("bert", "no pictures")):
         with pytest.raises(Unfit, match=why):

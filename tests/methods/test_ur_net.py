@@ -171,6 +171,20 @@ def test_counts_and_files(tmp_path: Path) -> None:
     assert float(scale_of(again).scale) == 0.25
 
 
+def test_blocks_that_are_computed_again_in_the_backward_pass() -> None:
+    found = []
+    for again in (False, True):
+        model, at, x = put("vit", trunk="full", soft=1.0)
+        if again:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+        torch.manual_seed(0)
+        at.method.loss(at, Classify(), model, {"pixel_values": x, "labels": torch.tensor([0, 1, 2, 0, 1, 2])})[0].backward()
+        found.append([p.grad for p in at.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_refusals() -> None:
     with pytest.raises(Unfit, match="no pictures"):
         thrifty.attach(tiny("bert"), thrifty.URNet())

@@ -64,7 +64,7 @@ class Gate(Edit):
         g = runs.to(s.dtype)
         if drawing:
             g = s if float(torch.rand(())) < self.soft else g + s - s.detach()
-        self.context.taps[USED][self.number] = g
+        self.context.taps.setdefault(USED, {})[self.number] = g
         if sparing(self) and not drawing:
             return for_each(runs.long(), [lambda rows: bypass(block, rows), lambda rows: run(rows, *args, **kwargs)], x)
         y = run(x, *args, **kwargs)

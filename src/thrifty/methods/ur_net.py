@@ -81,7 +81,7 @@ class URNet(Method):
             loss, count = super().loss(at, task, model, batch)
         finally:
             root.drawing = False
-        scale, _ = at.context.taps.pop(SCALE)
+        scale, _ = at.context.taps[SCALE]  # which stays for blocks that are computed again in the backward pass
         used = torch.stack(list(at.context.taps.pop(USED).values())).mean()
         return loss + self.weight * (used - scale).square(), count
 
