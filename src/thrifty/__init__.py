@@ -23,8 +23,10 @@ _WHERE = {
                     "composition"),
     "tune": "train", "in_context": "train", "ThriftyError": "core.errors",
 }
+_ROOMS = ("rank",)  # of plain functions, called by their own names: thrifty.rank.logme
 
 if TYPE_CHECKING:
+    from . import rank
     from .artifact import fingerprint, load, save
     from .composition import Average, Fuse, Parallel, Rows, Split, Stack, combine, compose, swap
     from .core import Attachment, Edit, Method, Site, add_tasks, attach, attachments, register, sites, task
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
     if not name.startswith("_"):
         methods = importlib.import_module(".methods", __name__)
         if name in methods.__all__:
@@ -44,4 +48,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*_WHERE, *importlib.import_module(".methods", __name__).__all__, "__version__"])
+    return sorted([*_WHERE, *_ROOMS, *importlib.import_module(".methods", __name__).__all__, "__version__"])
