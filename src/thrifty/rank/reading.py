@@ -1,4 +1,4 @@
-"""What the scores are given: arrays of numbers, checked once and copied to float64; classes numbered from 0 without gaps."""
+"""What the scores are given: arrays of numbers, checked once, as float64; classes numbered from 0 without gaps."""
 from __future__ import annotations
 
 from dataclasses import dataclass
