@@ -16,6 +16,7 @@ from thrifty.core.errors import FrozenMoved, NoSuchSetting, NothingTrains, Thrif
 from thrifty.models import load
 from thrifty.tasks import Task
 from thrifty.train import Run, training
+from thrifty.train.rates import set_apart
 
 QUICK: dict[str, Any] = {"epochs": 2, "batch": 16, "rate": 1e-2, "progress": False, "baselines": False, "patience": 0}
 
@@ -51,6 +52,22 @@ def test_the_same_steps_by_other_means(place: Path, tmp_path: Path, plain: Run, 
     assert losses(other) == pytest.approx(losses(plain), rel=1e-4)
     for name, value in tensors(plain).items():
         torch.testing.assert_close(tensors(other)[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_rate_of_its_own_for_the_head(place: Path, tmp_path: Path) -> None:
+    """AdamW's first step moves every number by about the rate, whatever its gradient."""
+    run = tune(place, tmp_path / "run", epochs=1, batch=90, warmup=0.0, rate=1e-3, head_rate=1e-1)
+    start = load(str(place / "bert"), "text-classification", run.metrics["labels"], seed=0).model.state_dict()
+    found = tensors(run)
+    moved = {name: found[f"base:{name}"] - start[name] for name in start if name.startswith("classifier")}
+    assert moved and all(float(m.abs().median()) == pytest.approx(1e-1, rel=1e-2) for m in moved.values())
+    risen = [t for name, t in found.items() if name.startswith("edit:") and name.rpartition(":")[2].startswith("B")]
+    assert risen and all(float(t.abs().max()) <= 1.01e-3 for t in risen)
+
+
+def test_no_rate_for_a_head_that_is_not_there() -> None:
+    with pytest.raises(NoSuchSetting, match="head_rate: no head trains"):
+        set_apart([{"params": [torch.nn.Parameter(torch.zeros(2))], "lr": 1.0}], [], 0.1)
 
 
 def test_one_step_is_adamw_on_the_mean_loss(place: Path, tmp_path: Path) -> None:

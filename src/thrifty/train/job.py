@@ -34,6 +34,7 @@ from thrifty.train.log import Log
 from thrifty.train.precision import Precision
 from thrifty.train.processes import Processes, move
 from thrifty.train.progress import Progress
+from thrifty.train.rates import head_of
 from thrifty.train.settings import Settings
 from thrifty.train.training import Material, Training
 
@@ -204,9 +205,7 @@ class Job:
     def count(self) -> dict[str, int]:
         """Numbers in the base, and trained ones in the method and in the head."""
         assert self.at is not None
-        found, parameters = self.at.summary(), dict(self.at.model.named_parameters())
-        head = sum(parameters[name].numel() for name in self.task.head_parameters if name in self.at.base)
-        head += sum(p.numel() for edit in self.at.edits.values() if edit.replaces for p in edit.parameters())
+        found, head = self.at.summary(), sum(p.numel() for p in head_of(self.at, self.task))
         return {"base": found.base, "tuner": found.trainable - head, "head": head}
 
 

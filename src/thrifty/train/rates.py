@@ -8,7 +8,13 @@ is too slow: there the table below goes first. LoRA's was measured on the built-
 """
 from __future__ import annotations
 
-from thrifty.core import Method
+from typing import Any
+
+from torch import nn
+
+from thrifty.core import Attachment, Method
+from thrifty.core.errors import NoSuchSetting
+from thrifty.tasks import Task
 
 WITH_NEW_HEAD = {
     "full": 1e-4, "linear-probe": 1e-2, "bitfit": 3e-3, "layernorm": 3e-3,
@@ -32,3 +38,27 @@ def default_rate(method: Method, fresh_head: bool) -> float:
     if fresh_head and own == method.rate and method.name in WITH_NEW_HEAD:
         return WITH_NEW_HEAD[method.name]
     return own
+
+
+def head_of(at: Attachment, task: Task) -> list[nn.Parameter]:
+    """What trains of the head: parameters of the base that no checkpoint filled, and edits that answer in its place."""
+    own = dict(at.model.named_parameters())
+    return [own[name] for name in task.head_parameters if name in at.base] + [
+        p for edit in at.edits.values() if edit.replaces for p in edit.parameters()]
+
+
+def set_apart(groups: list[dict[str, Any]], head: list[nn.Parameter], rate: float) -> list[dict[str, Any]]:
+    """The optimiser's ``groups`` with the parameters of the ``head`` in groups of their own, at that peak rate.
+
+    Raises:
+        NoSuchSetting: there is no head.
+    """
+    theirs = {id(p) for p in head}
+    if not theirs:
+        raise NoSuchSetting("head_rate: no head trains here, so there is nothing that it could be the rate of")
+    parted = []
+    for group in groups:
+        for chosen, own in ((False, {}), (True, {"lr": rate})):
+            if some := [p for p in group["params"] if (id(p) in theirs) == chosen]:
+                parted.append({**group, **own, "params": some})
+    return parted

@@ -46,6 +46,7 @@ class Settings:
     batch: int = said(32, "rows per process that go through the model at once")
     accumulate: int = said(1, "batches that are summed up before each step")
     rate: float | None = said(None, "peak learning rate (default: by method, see thrifty.train.rates)")
+    head_rate: float | None = said(None, "peak learning rate of the head (default: rate)")
     decay: float = said(0.0, "weight decay of tensors with two or more dimensions")
     warmup: float = said(0.06, "share of the steps over which the rate rises from zero")
     schedule: Literal["linear", "cosine", "constant"] = said("linear", "how the rate falls after the warm-up")
@@ -73,7 +74,7 @@ class Settings:
         need(heat is None or isinstance(heat, str) or heat >= 1, "temperature", heat, "at least 1, equal or annealed")
         for name in ("limit", "max_new_tokens", "cap"):
             need(getattr(self, name) is None or getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("epochs", "rate", "clip", "evaluations"):
+        for name in ("epochs", "rate", "head_rate", "clip", "evaluations"):
             need(getattr(self, name) is None or 0 < getattr(self, name) < float("inf"), name, getattr(self, name), "positive")
         for name in ("decay", "patience", "seed", "split_seed"):
             need(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")

@@ -21,6 +21,7 @@ from thrifty.train.precision import Precision
 from thrifty.train.predicting import Abandoned, answer
 from thrifty.train.processes import Processes, move
 from thrifty.train.progress import Progress
+from thrifty.train.rates import head_of, set_apart
 from thrifty.train.schedule import share
 from thrifty.train.settings import Settings
 
@@ -49,7 +50,10 @@ class Training:
         self.total = max(1, math.ceil(settings.epochs * self.order.per_epoch))
         if isinstance(self.order, Mixture):
             self.order.refuse_never(self.total)
-        self.optimizer = torch.optim.AdamW(self.method.groups(at, settings.rate, settings.decay), lr=settings.rate)
+        groups = self.method.groups(at, settings.rate, settings.decay)
+        if settings.head_rate is not None:
+            groups = set_apart(groups, head_of(at, task), settings.head_rate)
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.rate)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.log = Log(seed)
         self.evaluate_at = evaluation_steps(self.total, self.order.per_epoch, settings.evaluations)
