@@ -145,3 +145,18 @@ def test_the_record_is_plain_json_and_depends_on_the_content():
     assert json.loads(json.dumps(one.record)) == one.record
     assert one.record["content"] != two.record["content"] and one.record["content"] == read(table(60)).record["content"]
     assert one.record["task_why"].startswith("text-classification because") and one.record["seed"] == 0
+
+
+def test_shots():
+    full, drawn = read(table(200, classes=4)), read(table(200, classes=4), shots=6)
+    assert collections.Counter(drawn.splits["train"]["label"]) == {0: 6, 1: 6, 2: 6, 3: 6}
+    assert collections.Counter(drawn.splits["validation"]["label"]) == {0: 4, 1: 4, 2: 4, 3: 4}
+    assert drawn.splits["train"] == few(full.splits["train"], 6) and drawn.test() == full.test()
+    assert any("6 rows of every class" in note and "4" in note for note in drawn.record["decisions"])
+    small = read(table(40, classes=4), shots=2)
+    assert collections.Counter(small.splits["validation"]["label"]) == {0: 1, 1: 1, 2: 1, 3: 1}
+    for wrong in ({"shots": 0}, {"shots": True}, {"shots": 2, "limit": 10}):
+        with pytest.raises(NoSuchSetting, match="shots"):
+            read(table(200, classes=4), **wrong)
+    with pytest.raises(BadData, match="50 rows of every class"):
+        read(table(200, classes=4), shots=50)

@@ -8,14 +8,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from thrifty.core.errors import BadData, nearest
+from thrifty.core.errors import BadData, NoSuchSetting, nearest
 from thrifty.data import answers, fields, formatted, hub, labels, leaks
 from thrifty.data.columns import Choice, decide
 from thrifty.data.dataset import Dataset
 from thrifty.data.folders import read_folder
 from thrifty.data.memory import read_memory
 from thrifty.data.rows import Faults, Given, Rows
-from thrifty.data.sampling import check_limit, draw
+from thrifty.data.sampling import check_limit, check_shots, draw, draw_shots
 from thrifty.data.splitnames import SPLITS, name_splits
 from thrifty.data.splits import arrange, check_fractions, check_train
 from thrifty.data.tables import SUFFIXES, parse, read_file
@@ -25,6 +25,7 @@ from thrifty.formats import Format, find
 from thrifty.formats.classes import Classes
 
 BUILT_IN = ("cityline",)
+MOST_SHOTS = 4  # of each class in validation: more labels than that would no longer be few
 
 
 def read(
@@ -37,6 +38,7 @@ def read(
     allow_leak: bool = False,
     skip_bad: bool = False,
     limit: int | None = None,
+    shots: int | None = None,
     generation: str = "causal-generation",
     format: str | None = None,
     words: Mapping[str, str] | None = None,
@@ -55,6 +57,7 @@ def read(
         allow_leak: go on although rows of equal content lie in different splits, and record them.
         skip_bad: leave out rows that cannot be used, and record them.
         limit: train on at most this many rows, drawn with ``seed``.
+        shots: train on this many rows of every class, drawn with ``seed``, and select on as many, but at most four.
         generation: which of the two generation tasks a source and a target mean.
         format: write the rows as texts, as `thrifty.formats.find` describes; the roles are then the format's fields.
         words: class -> the word that spells it in a format.
@@ -66,6 +69,9 @@ def read(
     """
     check_fractions(fractions)
     check_limit(limit)
+    check_shots(shots)
+    if shots is not None and limit is not None:
+        raise NoSuchSetting(f"shots={shots} and limit={limit} both say how many rows to train on: give one of them.")
     given = open_source(source)
     main = main_table(given)
     written, choice = (None, decide(main.table, task, columns, generation)) if format is None else fields.settle(
@@ -82,6 +88,11 @@ def read(
     drawn = None if limit is None else {"limit": limit, "of": len(parts["train"]), "seed": seed}
     if limit is not None:
         parts["train"] = draw(parts["train"], limit, seed)
+    if shots is not None:
+        parts["train"] = draw_shots(parts["train"], shots, seed)
+        parts["validation"] = draw_shots(parts["validation"], min(shots, MOST_SHOTS), seed, scarce=True)
+        given.notes.append(f"{shots} rows of every class were drawn from train with seed {seed}, and from validation "
+                           f"{min(shots, MOST_SHOTS)}, or as many as there are; test is whole.")
     record = describe(given, choice, parts) | {
         "seed": seed, "fractions": list(fractions), "labels": names, "decisions": given.notes, "leaks": found,
         "duplicates": repeats, "skipped": faults.record(), "limit": drawn,

@@ -55,11 +55,14 @@ def read_one(data: Any, settings: Settings, model: Any) -> Dataset:
     if isinstance(data, Dataset):
         if settings.format not in (None, data.format):
             raise NoSuchSetting(f"the data was read with the format {data.format!r}, not {settings.format!r}")
+        if settings.shots is not None:
+            raise NoSuchSetting("the data was read already: read it with shots=, or give tune its source")
         return data
     if settings.format is None and (settings.words is not None or settings.answer != "auto"):
         raise NoSuchSetting(f"{'words' if settings.words is not None else 'answer'} is a setting of formats: give one (--format)")
     dataset = read(data, task=settings.task, columns=settings.columns, seed=settings.split_seed, allow_leak=settings.allow_leak,
-                   skip_bad=settings.skip_bad, limit=settings.limit, format=settings.format, words=settings.words)
+                   skip_bad=settings.skip_bad,
+                   limit=settings.limit, shots=settings.shots, format=settings.format, words=settings.words)
     if dataset.task == "causal-generation" and settings.task is None and encodes_and_decodes(model):
         dataset.task = dataset.record["task"] = "seq2seq-generation"
         dataset.record["task_why"] += " The model has an encoder and a decoder, hence seq2seq-generation."
