@@ -39,6 +39,7 @@ BOTH = {"model": 1, "block": 4, "attn": 4, "cross": 2, "attn.q": 6, "attn.k": 6,
 # in the first block of each stack; one embedding that three modules share.
 T5 = {**BOTH, "mlp": 4, "embed": 3, "embedding": 2, "norm": 2 * 2 + 2 * 3 + 2}
 TOWERS = {"model": 1, **_times({"block": 2, **ATTENTION, **FEED, "mlp": 2}, 2)}
+CLIP = {**TOWERS, "embed": 1, "position": 2, "patch": 1, "norm": 8 + 3, "linear": 2}  # two projections into one space
 
 GOLDEN: dict[str, dict[str, int]] = {
     "bert": {**POST_NORM, **TOKENS, "embedding": 1, "linear": 1, "head": 1},  # token types; the pooler
@@ -66,7 +67,8 @@ GOLDEN: dict[str, dict[str, int]] = {
     "vit": VISION, "deit": VISION, "dinov2": VISION,
     "swin": {**VISION, "norm": 7, "linear": 1},  # norms of the patches and of the merging, whose reduction is a linear
     "beit": VISION,
-    "clip": {**TOWERS, "embed": 1, "position": 2, "patch": 1, "norm": 8 + 3, "linear": 2},  # two projections into one space
+    "clip": CLIP,
+    "image_text": CLIP,  # the same in a classifier by names
     "siglip": {**TOWERS, **dict.fromkeys(("attn", "attn.q", "attn.k", "attn.v", "attn.o", "mlp", "mlp.in", "mlp.out"), 5),
                "embed": 1, "position": 2, "patch": 1, "norm": 8 + 3, "linear": 1},  # the image head attends, too
     "whisper": {**BOTH, "conv": 2, "position": 2, "embed": 1, "norm": 2 * 2 + 2 * 3 + 2},

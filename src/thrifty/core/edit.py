@@ -68,13 +68,15 @@ class Edit(nn.Module):
 
     ``additive`` edits add something to y that depends on x alone, so several of them commute. ``passive`` ones change nothing
     and only remember what they see. Those that ``replaces`` marks give an answer of their own in the place of y, so that nobody
-    reads the parameters of their site any more.
+    reads the parameters of their site any more. ``constant`` ones do the same in every forward pass until their tensors change:
+    they read no task, no tap and no chance, so that what comes after them may be computed once.
     """
 
     port: str = "output"
     additive: ClassVar[bool] = False
     passive: ClassVar[bool] = False
     replaces: ClassVar[bool] = False
+    constant: ClassVar[bool] = False
     registered: ClassVar[str] = ""
     per_task: ClassVar[tuple[str, ...]] = ()  # children of which a batch reaches only those that are for its own task
     site: Site

@@ -20,6 +20,7 @@ AUTO = {
 WRITERS = ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM")  # they rank choices without a form of their own for them
 GENERATION = ("causal-generation", "seq2seq-generation")
 LIKELIHOOD = (*GENERATION, "masked-language")  # judged by how likely the text is; the head is the pretrained one
+TWO_TOWERS = ("clip", "siglip")  # families that answer through the names of classes
 LABELLED = ("text-classification", "token-classification", "image-classification")
 
 
@@ -72,6 +73,12 @@ def form(task: str, config: Any) -> str | None:
 
     wanted = (AUTO[task], *WRITERS) if task == "multiple-choice" else (AUTO[task],)
     return next((auto for auto in wanted if type(config) in getattr(transformers, auto)._model_mapping), None)
+
+
+def has_two_towers(config: Any) -> bool:
+    """Whether a model of this configuration was saved with the tower that reads texts, and so knows classes by their names."""
+    saved = (getattr(config, "architectures", None) or [""])[0]
+    return config.model_type in TWO_TOWERS and not saved.endswith("ForImageClassification")
 
 
 def _first(error: Exception) -> str:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from thrifty.clip import ImageTextModel
 from thrifty.core.errors import BrokenArtifact, NoSuchSetting, nearest
 from thrifty.models.backbone import Backbone, count
 from thrifty.models.finding import Found, find
-from thrifty.models.kinds import LABELLED, WRITERS, check_task, configure, form
+from thrifty.models.kinds import LABELLED, WRITERS, check_task, configure, form, has_two_towers
 from thrifty.models.pooled import SentenceClassifier, pools_by_mean
 from thrifty.models.preprocessing import load_image_processor, load_tokenizer
 
@@ -44,11 +45,14 @@ def load(name: str, task: str, labels: Sequence[str] | None = None, *, dtype: st
     with _quiet():
         config = configure(found.folder, name, task, labels)
         mean = task in SENTENCES and pools_by_mean(found.folder)
-        read = _read_pooled if mean else _read
+        towers = task == "image-classification" and has_two_towers(config)
+        read = _read_pooled if mean else _read_towers if towers else _read
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, new = read(found.folder, name, task, config, number)
         source = _describe(name, found, task, model, new, seed, mean)
+        if towers:
+            source["notes"] = ["Classes are told apart by their names: no head is new."]
         if task == "image-classification":
             preprocess, source["image"] = load_image_processor(found.folder, name)
         else:
@@ -82,6 +86,16 @@ def _read_pooled(folder: Path, name: str, task: str, config: Any, dtype: torch.d
         raise BrokenArtifact(f"model {name!r}: the checkpoint lacks {_some(lost)}, or holds them in another shape.")
     model = SentenceClassifier(trunk, 1 if task == "multiple-choice" else config.num_labels).to(dtype)
     return model, [] if model.read_head(folder) else ["classifier.weight", "classifier.bias"]
+
+
+def _read_towers(folder: Path, name: str, task: str, config: Any, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
+    import transformers
+
+    trunk, info = _from_pretrained(transformers.AutoModel, folder, name, config, dtype)
+    if lost := sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]):
+        raise BrokenArtifact(f"model {name!r}: the checkpoint lacks {_some(lost)}, or holds them in another shape.")
+    tokenizer, _ = load_tokenizer(folder, name, trunk.text_model)
+    return ImageTextModel(trunk, tokenizer, list(config.id2label.values())), []
 
 
 def _from_pretrained(auto: Any, folder: Path, name: str, config: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from thrifty.clip import ImageTextModel
 from thrifty.core.errors import NoSuchSetting, nearest
 from thrifty.models.backbone import Backbone
 from thrifty.tasks.task import Task
@@ -49,6 +50,8 @@ def get(name: str, backbone: Backbone, labels: Any = None, **limits: Any) -> Tas
     if name == "multiple-choice" and writes(backbone.model):
         reads = getattr(getattr(backbone.model, "config", None), "is_encoder_decoder", False)
         module, kind = "ranked_choice", "Seq2SeqChoice" if reads else "CausalChoice"
+    if name == "image-classification" and isinstance(backbone.model, ImageTextModel):
+        module, kind = "image_text", "ImageTextClassification"
     task: Task = getattr(importlib.import_module(f"thrifty.tasks.{module}"), kind)(backbone, labels, **limits)
     return task
 

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..clip import ImageTextModel
 from ..core.errors import Missing
 from ..core.hooks import main
+from .zoo import HUGGING_FACE
 
 TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "timm_vit": ("vit_tiny_patch16_224", {"depth": 2, "embed_dim": 16, "num_heads": 2, "img_size": 32, "patch_size": 8}),
@@ -58,6 +60,17 @@ def _encoder(norm_first: bool) -> nn.Module:
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=not norm_first)
 
 
+class Letters:
+    """A tokenizer of 64 tokens: each word is one, made of its first and last letter."""
+
+    pad_token_id = 0
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        """As those of transformers: 62 in front, 63 behind."""
+        ids = [2 + (31 * ord(w[0]) + ord(w[-1])) % 59 for w in text.replace(".", " .").split()]
+        return {"input_ids": [62, *ids, 63] if add_special_tokens else ids}
+
+
 TORCH: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "encoder": (lambda: _encoder(False), "sequence"),
     "encoder_norm_first": (lambda: _encoder(True), "sequence"),
@@ -72,6 +85,8 @@ def build(name: str) -> tuple[nn.Module, str, Callable[[Any], Tensor]]:
     Raises:
         Missing: timm or open_clip cannot be imported.
     """
+    if name == "image_text":
+        return _image_text(), "image", main
     if name in TORCH:
         make, kind = TORCH[name]
         return make(), kind, main
@@ -88,6 +103,16 @@ def build(name: str) -> tuple[nn.Module, str, Callable[[Any], Tensor]]:
     vision = open_clip.model.CLIPVisionCfg(layers=2, width=16, head_width=8, patch_size=8, image_size=32)
     text = open_clip.model.CLIPTextCfg(context_length=16, vocab_size=64, width=16, heads=2, layers=2)
     return open_clip.model.CLIP(16, vision, text), "towers", read_towers
+
+
+def _image_text() -> nn.Module:
+    try:
+        import transformers
+    except ImportError as error:
+        raise Missing(f"'image_text' needs the package transformers: {error}") from None
+    numbers = HUGGING_FACE["clip"][2]
+    trunk = transformers.CLIPModel(transformers.CLIPConfig(**numbers))
+    return ImageTextModel(trunk, Letters(), ["tabby cat", "fire truck", "sea"])
 
 
 def read_towers(out: tuple[Tensor, ...]) -> Tensor:

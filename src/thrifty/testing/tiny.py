@@ -66,7 +66,7 @@ class Tiny:
         return Tiny(self.name, copy.deepcopy(self.model).to(dtype), example, self.logits)
 
 
-NAMES: tuple[str, ...] = (*HUGGING_FACE, *stock.TIMM, "open_clip", *stock.TORCH)
+NAMES: tuple[str, ...] = (*HUGGING_FACE, *stock.TIMM, "open_clip", "image_text", *stock.TORCH)
 
 
 @cache

@@ -1,12 +1,15 @@
 """New rows to answer: what a model sees of them, without what it must say."""
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from thrifty.core.errors import BadData, nearest
 from thrifty.data.columns import Choice
 from thrifty.data.fields import READERS
+from thrifty.data.folders import IMAGES
 from thrifty.data.formatted import write_questions
 from thrifty.data.read import open_source
 from thrifty.data.rows import Faults, Rows, Table, from_columns
@@ -24,6 +27,8 @@ def read_inputs(source: Any, task: str, columns: Mapping[str, str], split: str |
     Raises:
         BadData: a column is missing, a row cannot be used, or there are several splits and none was named.
     """
+    if task == "image-classification" and split is None and (pictures := loose_pictures(source)):
+        return {"image": pictures}
     rows = choose_split(open_source(source).splits, split)
     chosen = {}
     fields = {field.name: READERS[field.kind] for field in format.fields} if format else {}
@@ -43,6 +48,26 @@ def read_inputs(source: Any, task: str, columns: Mapping[str, str], split: str |
     if not len(found):
         raise BadData("there are no rows to answer")
     return write_questions(found, format) if format else found.table
+
+
+def loose_pictures(source: Any) -> list[str]:
+    """The pictures that lie directly in a folder, or the one that a path names; none where ``source`` is anything else.
+
+    Raises:
+        BadData: other files lie among them, so that it is not clear what is meant to be answered.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return []
+    path = Path(source).expanduser()
+    if path.is_file() and path.suffix.lower() in IMAGES:
+        return [str(path)]
+    files = sorted(p for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else []
+    pictures = [str(p) for p in files if p.is_file() and p.suffix.lower() in IMAGES]
+    others = [p.name for p in files if str(p) not in pictures]
+    if pictures and others:
+        raise BadData(f"{path} holds {len(pictures)} pictures, and beside them what is none: {', '.join(others[:5])}. Move one or "
+                      "the other")
+    return pictures
 
 
 def choose_split(splits: Mapping[str, Rows], split: str | None) -> Rows:

@@ -38,7 +38,7 @@ from thrifty.train.rates import head_of
 from thrifty.train.settings import Settings
 from thrifty.train.training import Material, Training
 
-LIMITS = ("max_length", "max_new_tokens", "metric", "augment")  # settings that are a task's
+LIMITS = ("max_length", "max_new_tokens", "templates", "metric", "augment")  # settings that are a task's
 
 
 @dataclass

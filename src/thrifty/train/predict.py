@@ -11,9 +11,11 @@ from torch import nn
 
 from thrifty import artifact, tasks
 from thrifty.artifact.files import adapter_folder
+from thrifty.clip import ImageTextModel
 from thrifty.core import Attachment
 from thrifty.core import task as told
-from thrifty.core.errors import BrokenArtifact, NoSuchSetting
+from thrifty.core.errors import BrokenArtifact, NoSuchSetting, Unfit
+from thrifty.data.rows import Table
 from thrifty.models import Backbone, load, wrap
 from thrifty.models.preprocessing import refuse_other
 from thrifty.tasks import Task
@@ -100,7 +102,42 @@ def predict(run: str | os.PathLike[str], data: Any = None, *, texts: Sequence[st
     examples, precise = task.encode(table), choose(precision, processes.device)
     with told(opened.backbone.model, task_name) if task_name is not None else contextlib.nullcontext():
         found = answer(task.predict, task, opened.backbone.model, examples, batch, processes, precise)
+    return write_answers(task, found, table)
+
+
+def zero_shot(model: str | Backbone, data: Any, classes: Sequence[str], *, templates: str | Sequence[str] | None = None,
+              split: str | None = None, batch: int = 32, device: str = "auto", precision: str = "auto") -> list[dict[str, Any]]:
+    """One answer per picture, as `predict` gives, from an image-text model that was told the names of the classes and no more.
+
+    Args:
+        model: a folder or hub id of CLIP or SigLIP, or a backbone that holds a `thrifty.clip.ImageTextModel`.
+        data: pictures: a folder of them, by class or not, or anything that `thrifty.data.read` takes; labels are not looked at.
+        templates: sentences that the names are put into; see `thrifty.clip.resolve`.
+
+    Raises:
+        Unfit: the model does not know classes by their names.
+        ThriftyError: as `predict`; or fewer than two classes, or two that read alike.
+    """
+    processes = here(device)
+    backbone = load(model, "image-classification", list(classes)) if isinstance(model, str) else model
+    if not isinstance(backbone.model, ImageTextModel):
+        raise Unfit(f"zero-shot answers need a model that knows classes by their names, such as CLIP or SigLIP; "
+                    f"{type(backbone.model).__name__} does not: train it (thrifty tune), or take another")
+    backbone.model.to(processes.device)
+    task = tasks.get("image-classification", backbone, list(classes), templates=templates)
+    table = read_inputs(data, task.name, {"image": "image"}, split)
+    found = answer(task.predict, task, backbone.model, task.encode(table), batch, processes, choose(precision, processes.device))
+    return write_answers(task, found, table)
+
+
+def write_answers(task: Task, found: Sequence[dict[str, Any]], table: Table) -> list[dict[str, Any]]:
+    """What was ``found`` for each row of a table, with the words of its input, or the path of its picture."""
     rows = [{role: column[i] for role, column in table.items()} for i in range(len(found))]
-    return [{"index": i, "input": said.get("input", read_input(row)), "prediction": name_prediction(task, said, row),
+    return [{"index": i, "input": said.get("input", name_input(row)), "prediction": name_prediction(task, said, row),
              "scores": said.get("scores"), **({"written": said["written"]} if "written" in said else {})}
             for i, (said, row) in enumerate(zip(found, rows, strict=True))]
+
+
+def name_input(row: dict[str, Any]) -> Any:
+    """The texts of a row, or where its picture lies."""
+    return row["image"] if isinstance(row.get("image"), str) else read_input(row)

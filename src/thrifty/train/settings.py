@@ -20,6 +20,8 @@ class Settings:
     columns: dict[str, Any] | None = said(None, "role=column pairs where names leave a choice: text=review,label=stars; of one "
                                                 "of several datasets name.text=review")
     limit: int | None = said(None, "train on at most this many rows, drawn with the split seed")
+    shots: int | None = said(None, "train on this many rows of every class, drawn with the split seed, and select on as many, but "
+                                   "at most four")
     allow_leak: bool = said(False, "go on although equal rows lie in different splits; the report says so")
     skip_bad: bool = said(False, "leave out rows that cannot be used; the report says so")
     split_seed: int = said(0, "for carving splits where the data has none; stays the same over seeds")
@@ -31,6 +33,8 @@ class Settings:
                                               "several datasets name.label=word")
     answer: Literal["auto", "written", "ranked", "ranked-mean"] = said(
         "auto", "with a format, how answers are found: written, or ranked by likelihood (its sum, or mean per token)")
+    templates: str | None = said(None, "of an image-text model: sentences with {} where the class goes, separated by |; or the "
+                                       "name of a list, such as clip-7 (default: a photo of a {}.)")
     metric: str | dict[str, Any] | None = said(None, "validation metric that decides when to stop and what to keep. Of several "
                                                      "datasets: name=metric pairs; the mean of them decides")
     temperature: float | None | Literal["equal", "annealed"] = said(
@@ -72,7 +76,7 @@ class Settings:
             object.__setattr__(self, "temperature", "equal")
         heat = self.temperature
         need(heat is None or isinstance(heat, str) or heat >= 1, "temperature", heat, "at least 1, equal or annealed")
-        for name in ("limit", "max_new_tokens", "cap"):
+        for name in ("limit", "shots", "max_new_tokens", "cap"):
             need(getattr(self, name) is None or getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("epochs", "rate", "head_rate", "clip", "evaluations"):
             need(getattr(self, name) is None or 0 < getattr(self, name) < float("inf"), name, getattr(self, name), "positive")
