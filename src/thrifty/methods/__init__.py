@@ -13,10 +13,13 @@ from .attempt import Attempt
 from .bapna import Bapna
 from .bitfit import BitFit
 from .block_drop import BlockDrop
+from .cocoop import CoCoOp
 from .compacter import Compacter, PHMAdapter
 from .consolidator import Consolidator
 from .conv_adapter import ConvAdapter
 from .convpass import Convpass
+from .coop import CoOp
+from .defo import DeFo
 from .diff_pruning import DiffPruning
 from .dora import DoRA
 from .dynamic_rank_dora import DynamicRankDoRA
@@ -29,8 +32,10 @@ from .heads import Heads
 from .houlsby import Houlsby
 from .hyperformer import HyperFormer
 from .ia3 import IA3
+from .ivlp import IVLP
 from .k_adapter import KAdapter
 from .kadaptation import KAdaptation
+from .kgcoop import KgCoOp
 from .knowledge_adapter import KnowledgeAdapter
 from .l2p import L2P
 from .lhuc import LHUC
@@ -40,6 +45,7 @@ from .low_rank_adapter import LowRankAdapter
 from .lst import LST
 from .mad_x import MADX, MADXLanguage
 from .mam import MAM
+from .maple import MaPLe
 from .monolingual import MonolingualAdapters
 from .noah import NOAH
 from .norm import LayerNormTuning
@@ -50,7 +56,9 @@ from .pfeiffer import Pfeiffer
 from .pixel_prompt import PixelPrompt
 from .prefix import PrefixTuning
 from .probe import LinearProbe
+from .prograd import ProGrad
 from .prompt import PromptTuning
+from .promptsrc import PromptSRC
 from .rdi_net import RDINet
 from .repadapter import RepAdapter
 from .res_tuning import ResTuning
@@ -79,10 +87,13 @@ __all__ = [  # one a line, so that two new methods do not meet
     "Bapna",
     "BitFit",
     "BlockDrop",
+    "CoCoOp",
     "Compacter",
     "Consolidator",
     "ConvAdapter",
     "Convpass",
+    "CoOp",
+    "DeFo",
     "DiffPruning",
     "DoRA",
     "DynamicRankDoRA",
@@ -94,8 +105,10 @@ __all__ = [  # one a line, so that two new methods do not meet
     "Houlsby",
     "HyperFormer",
     "IA3",
+    "IVLP",
     "KAdaptation",
     "KAdapter",
+    "KgCoOp",
     "KnowledgeAdapter",
     "L2P",
     "LayerNormTuning",
@@ -108,6 +121,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "MADX",
     "MADXLanguage",
     "MAM",
+    "MaPLe",
     "MonolingualAdapters",
     "NOAH",
     "PALs",
@@ -116,15 +130,17 @@ __all__ = [  # one a line, so that two new methods do not meet
     "PHMAdapter",
     "PixelPrompt",
     "PrefixTuning",
+    "ProGrad",
+    "PromptSRC",
     "PromptTuning",
     "PTuning",
     "RDINet",
     "RepAdapter",
     "ResTuning",
     "ResTuningBypass",
-    "SSF",
     "SPT",
     "SPTAdapter",
+    "SSF",
     "Subspace",
     "TFew",
     "TinyTL",
