@@ -93,6 +93,19 @@ def test_the_words_of_the_template_are_zero_shot(kind: str) -> None:
     assert float(context(at).ctx.grad.abs().max()) > 0
 
 
+def test_counting_by_spaces_leaves_the_rest_of_the_words_where_it_was() -> None:
+    model = two.clip()
+    model.reader.tokenizer.known["art-photo"] = [5, 2]  # one word of two tokens
+    model.classify(two.LABELS, "a art-photo of {}.")
+    plain = two.logits(model)
+    for method, length in ((thrifty.CoOp(words="a art-photo of"), 4), (thrifty.CoOp(words="a art-photo of", by_spaces=True), 3)):
+        at = put(model, method)
+        assert context(at).ctx.shape == (length, 16) and torch.equal(two.logits(model), plain)
+        at.detach()
+    ctx = context(put(model, thrifty.ProGrad(words="a art-photo of", by_spaces=True, length=6))).ctx
+    assert not ctx[:3].any() and torch.equal(ctx[3:], model.text.embed(torch.tensor([1, 5, 2])))
+
+
 def test_copies_for_each_class_are_one_for_all() -> None:
     one, each = two.clip(), two.clip()
     a, b = put(one, thrifty.CoOp(length=3)), put(each, thrifty.CoOp(length=3, per_class=True))

@@ -10,6 +10,7 @@ from thrifty.cli.parsing import Parser
 from thrifty.core.errors import NoSuchSetting
 from thrifty.train import predict, zero_shot
 from thrifty.train.files import write_lines
+from thrifty.train.zero_shot import WAYS
 
 EXAMPLES = (
     'thrifty predict runs/first --text "The lamp at our corner has been dark for a week"',
@@ -25,7 +26,7 @@ def parser() -> Parser:
     """Its options."""
     made = Parser("predict", "Answer new rows with a trained adapter; one JSON object per line.", EXAMPLES)
     made.add_argument("run", nargs="?", help="folder of a run, or of an adapter")
-    made.add_argument("--method", help="zero-shot: no adapter, but an image-text model and the names of classes")
+    made.add_argument("--method", help="zero-shot, or tpt: no adapter, but an image-text model and names of classes")
     made.add_argument("--classes", metavar="NAMES", help="with zero-shot: names of the classes, separated by commas")
     made.add_argument("--templates", help="with zero-shot: as for thrifty tune")
     made.add_argument("--data", help="rows to answer, with the columns of the training data; labels are not needed")
@@ -60,17 +61,17 @@ def ask_zero_shot(args: argparse.Namespace) -> list[dict[str, Any]]:
     Raises:
         NoSuchSetting: another method, something that is missing, or something that zero-shot has no use for.
     """
-    if args.method != "zero-shot":
-        raise NoSuchSetting(f"--method is zero-shot or nothing, not {args.method!r}: an adapter knows its own method")
+    if args.method not in WAYS:
+        raise NoSuchSetting(f"--method is {' or '.join(WAYS)}, not {args.method!r}: an adapter knows its own method")
     for name in ("model", "classes", "data"):
         if not getattr(args, name):
-            raise NoSuchSetting(f"--method zero-shot needs --{name}")
+            raise NoSuchSetting(f"--method {args.method} needs --{name}")
     for name in ("run", "task_name"):
         if getattr(args, name) is not None:
-            raise NoSuchSetting(f"{getattr(args, name)!r} belongs to an adapter, but --method zero-shot needs none")
+            raise NoSuchSetting(f"{getattr(args, name)!r} belongs to an adapter, but --method {args.method} needs none")
     classes = [name.strip() for name in args.classes.split(",")]
-    return zero_shot(args.model, args.data, classes, templates=args.templates, split=args.split, batch=args.batch,
-                     device=args.device)
+    return zero_shot(args.model, args.data, classes, method=args.method, templates=args.templates, split=args.split,
+                     batch=args.batch, device=args.device)
 
 
 def run(args: argparse.Namespace, words: list[str]) -> None:

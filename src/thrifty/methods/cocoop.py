@@ -36,9 +36,10 @@ class ConditionalContext(Context):
 
     constant = False
 
-    def __init__(self, site: Site, length: int, position: str = "end", drawn: bool = True, reduction: int = 16):
+    def __init__(self, site: Site, length: int, position: str = "end", words: str = "", taken: int = 0, drawn: bool = True,
+                 reduction: int = 16):
         self.__dict__["reduction"] = reduction  # which making the tensors needs
-        super().__init__(site, length, position, drawn=drawn)
+        super().__init__(site, length, position, words, taken, drawn=drawn)
 
     def make(self, each: list[int], width: int) -> None:
         """The vectors, and the meta-network with the usual start of linear layers."""

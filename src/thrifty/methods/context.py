@@ -87,18 +87,18 @@ class Context(Edit):
     """Sentences of ``length`` vectors and a class name in the place of the model's own; v [M, width] ~ N(0, 0.02²).
 
     With ``names`` each of those classes has vectors of its own, v [K, M, width], which serve no others. Of ``words`` the tokens
-    beyond the first M stay in the sentence. Vectors that are not ``drawn`` begin at zero, for what they start from.
+    beyond the first ``taken`` stay in the sentence. Vectors that are not ``drawn`` begin at zero, for what they start from.
     """
 
     port = "call"
     constant = True
     arranged: Any
 
-    def __init__(self, site: Site, length: int, position: str = "end", words: str = "", names: list[str] | None = None,
-                 drawn: bool = True):
+    def __init__(self, site: Site, length: int, position: str = "end", words: str = "", taken: int = 0,
+                 names: list[str] | None = None, drawn: bool = True):
         super().__init__(site)
-        self.length, self.position, self.words, self.names = length, position, words, names or []
-        self.arranged, self.drawn = None, drawn
+        self.length, self.position, self.words, self.taken = length, position, words, taken
+        self.names, self.drawn, self.arranged = names or [], drawn, None
         width: Any = site.module.towers.text_width  # type: ignore[union-attr]
         self.make([len(self.names)] if self.names else [], width)
 
@@ -121,7 +121,7 @@ class Context(Edit):
         texts, device = tower.texts, tower.towers.embedding.weight.device
         if self.arranged is None or self.arranged[0] is not texts or self.arranged[1] != device:
             refuse_others(self, texts)
-            kept = texts.reader.tokens(self.words)[self.length :] if self.words else []
+            kept = texts.reader.tokens(self.words)[self.taken :] if self.words else []
             self.arranged = texts, device, [t.to(device) for t in arrange(texts, self.length, self.position, kept)]
         return self.arranged[2]
 

@@ -22,8 +22,9 @@ class CoOp(Method):
         logits = s cos(f, g(v_1 .. v_M name_k .))        v [M, width], or [K, M, width] with ``per_class``
 
     ``position`` of the name: "end", "middle" or "front". Vectors start at N(0, 0.02²), or from ``words``: then there are as many
-    as those have tokens (the authors count words instead, and so leave the rest of a longer word frozen in the sentence), and
-    classes that have their own all start from them (the authors then ignore ``per_class``).
+    as those have tokens, and classes that have their own all start from them (the authors then ignore ``per_class``). The authors
+    count what stands between spaces instead, so that the last tokens stay frozen in the sentence where a word has several or a
+    comma behind it: ``by_spaces`` does that too.
 
     What all classes share serves new ones (``model.classify(names)``); what each has for itself is refused there. The authors
     train by SGD (momentum 0.9, rate 2e-3 falling as a cosine, decay 5e-4, batch 32; 50 epochs with 1 shot, 100 with 2 or 4, 200
@@ -45,6 +46,7 @@ class CoOp(Method):
     words: str = ""
     position: str = "end"
     per_class: bool = False
+    by_spaces: bool = False
 
     def check(self) -> None:
         """The position is one of three."""
@@ -65,6 +67,8 @@ class CoOp(Method):
         texts: Any = site.module.texts
         if self.per_class:
             numbers["names"] = texts.labels
+        if start is not None and self.by_spaces:
+            numbers |= {"words": self.words, "taken": len(self.words.split())}
         length = self.length if start is None else len(start)
         made: Any = at.put(site, edit, length=length, position=self.position, drawn=start is None, **numbers)
         if start is not None:
@@ -73,7 +77,11 @@ class CoOp(Method):
 
     def start(self, at: Attachment) -> Tensor | None:
         """What the vectors start from [M, width]; None for chance."""
-        return embed(at, words_of(self, at)) if self.words else None
+        return self.embedded(at) if self.words else None
+
+    def embedded(self, at: Attachment) -> Tensor:
+        """The model's own vectors of the words, or of their first tokens, that vectors start from."""
+        return embed(at, words_of(self, at))[: len(self.words.split()) if self.by_spaces else None]
 
 
 def words_of(method: Any, at: Attachment) -> list[int]:

@@ -68,6 +68,6 @@ class IVLP(Method):
 @torch.no_grad()
 def put_words(method: Any, at: Attachment, length: int) -> None:
     """``length`` vectors in front of the name, the first of them started from the method's ``words``, the others at random."""
-    made: Any = at.put(sentences(at), Context, length=length, words=method.words)
+    made: Any = at.put(sentences(at), Context, length=length, words=method.words, taken=length)
     start = embed(at, words_of(method, at)[:length]) if method.words else made.ctx[:0]
     made.ctx[: len(start)] = start.to(made.ctx)

@@ -125,7 +125,7 @@ class MaPLe(Method):
         if self.words:
             start = embed(at, words_of(self, at)[:n])
             shared.P[0][: len(start)] = start.to(shared.P[0])
-        at.put(text, CoupledContext, length=n, words=self.words)
+        at.put(text, CoupledContext, length=n, words=self.words, taken=n)
         begin = len(module.texts.reader.begin)
         for level, site in enumerate(blocks, 1):
             at.put(site, CoupledTextTokens, length=n, begin=begin, width=towers.text_width, level=level)

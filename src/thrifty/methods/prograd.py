@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import need
-from .context import embed
-from .coop import CoOp, words_of
+from .coop import CoOp
 from .kgcoop import teacher
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class ProGrad(CoOp):
         """Zeros, then the words."""
         if not self.words:
             return None
-        words = embed(at, words_of(self, at))
+        words = self.embedded(at)
         need(len(words) <= self.length, self, "length", f"at least the {len(words)} tokens of the words")
         return torch.cat([words.new_zeros(self.length - len(words), words.shape[1]), words])
 

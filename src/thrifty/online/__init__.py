@@ -8,12 +8,14 @@ anything that is attached learn from a stream, with a teacher in the place of la
     for batch in stream:
         logits = adapt(batch)
 
-Nothing knows of batches to come. ``at.detach()`` gives the model back as it was, bit for bit.
+Nothing knows of batches to come; ``TPT`` learns from one picture at a time, and forgets it. ``at.detach()`` gives the
+model back as it was, bit for bit.
 """
 from __future__ import annotations
 
 from .augment import Augment
 from .cotta import CoTTA
+from .tpt import TPT
 from .vdp import VDP
 
-__all__ = ["VDP", "Augment", "CoTTA"]
+__all__ = ["TPT", "VDP", "Augment", "CoTTA"]

@@ -11,10 +11,9 @@ from torch import nn
 
 from thrifty import artifact, tasks
 from thrifty.artifact.files import adapter_folder
-from thrifty.clip import ImageTextModel
 from thrifty.core import Attachment
 from thrifty.core import task as told
-from thrifty.core.errors import BrokenArtifact, NoSuchSetting, Unfit
+from thrifty.core.errors import BrokenArtifact, NoSuchSetting
 from thrifty.data.rows import Table
 from thrifty.models import Backbone, load, wrap
 from thrifty.models.preprocessing import refuse_other
@@ -102,31 +101,6 @@ def predict(run: str | os.PathLike[str], data: Any = None, *, texts: Sequence[st
     examples, precise = task.encode(table), choose(precision, processes.device)
     with told(opened.backbone.model, task_name) if task_name is not None else contextlib.nullcontext():
         found = answer(task.predict, task, opened.backbone.model, examples, batch, processes, precise)
-    return write_answers(task, found, table)
-
-
-def zero_shot(model: str | Backbone, data: Any, classes: Sequence[str], *, templates: str | Sequence[str] | None = None,
-              split: str | None = None, batch: int = 32, device: str = "auto", precision: str = "auto") -> list[dict[str, Any]]:
-    """One answer per picture, as `predict` gives, from an image-text model that was told the names of the classes and no more.
-
-    Args:
-        model: a folder or hub id of CLIP or SigLIP, or a backbone that holds a `thrifty.clip.ImageTextModel`.
-        data: pictures: a folder of them, by class or not, or anything that `thrifty.data.read` takes; labels are not looked at.
-        templates: sentences that the names are put into; see `thrifty.clip.resolve`.
-
-    Raises:
-        Unfit: the model does not know classes by their names.
-        ThriftyError: as `predict`; or fewer than two classes, or two that read alike.
-    """
-    processes = here(device)
-    backbone = load(model, "image-classification", list(classes)) if isinstance(model, str) else model
-    if not isinstance(backbone.model, ImageTextModel):
-        raise Unfit(f"zero-shot answers need a model that knows classes by their names, such as CLIP or SigLIP; "
-                    f"{type(backbone.model).__name__} does not: train it (thrifty tune), or take another")
-    backbone.model.to(processes.device)
-    task = tasks.get("image-classification", backbone, list(classes), templates=templates)
-    table = read_inputs(data, task.name, {"image": "image"}, split)
-    found = answer(task.predict, task, backbone.model, task.encode(table), batch, processes, choose(precision, processes.device))
     return write_answers(task, found, table)
 
 
