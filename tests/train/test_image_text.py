@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 import thrifty
 from thrifty.cli.main import run as thrifty_run
 from thrifty.core.errors import BadData, BrokenArtifact, NoSuchSetting, Unfit
+from thrifty.data import Dataset, read
+from thrifty.data.halves import halves
 from thrifty.models import load
-from thrifty.train import predict, zero_shot
+from thrifty.train import base_to_new, predict, zero_shot
 
 LABELS = ["cat", "dog", "sea horse"]
 
@@ -80,6 +83,20 @@ def test_zero_shot_on_a_folder(home: Path, capsys: pytest.CaptureFixture[str]) -
     assert len(rows) == 36 and {row["prediction"] for row in rows} <= set(LABELS)
 
 
+def test_learning_from_views_of_each_picture(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["thrifty.train.zero_shot"], "VIEWS", 12)
+    backbone = load(str(home / "clip"), "image-classification", LABELS)
+    before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    found = zero_shot(backbone, home / "loose", LABELS, method="tpt")
+    again = zero_shot(backbone, home / "loose", LABELS, method="tpt")
+    plain = zero_shot(backbone, home / "loose", LABELS)
+    assert found == again and found[0]["scores"] != plain[0]["scores"]
+    assert all(torch.equal(before[name], tensor) for name, tensor in backbone.model.state_dict().items())
+    for wrong in ({"method": "tpt", "templates": "clip-7"}, {"method": "tp"}):
+        with pytest.raises(NoSuchSetting, match="templates|method"):
+            zero_shot(backbone, home / "loose", LABELS, **wrong)
+
+
 def test_tuned_and_asked_again(home: Path, tmp_path: Path) -> None:
     done = thrifty.tune(str(home / "clip"), str(home / "data"), {"name": "promptsrc", "text_depth": 2, "image_depth": 1,
                         "text_length": 2, "templates": "a photo of a {}.|art of the {}.", "snapshots": 3}, tmp_path / "run",
@@ -120,7 +137,7 @@ def test_what_is_refused(home: Path, tmp_path: Path) -> None:
     with pytest.raises(BadData, match=r"row 2: .*notes.png cannot be decoded"):
         zero_shot(model, tmp_path / "mixed", LABELS)
     for words, why in ((["--classes", "a,b"], "an adapter has its own|folder of a run"), ([], "needs the folder of a run"),
-                       (["--method", "lora"], "zero-shot or nothing"), (["--method", "zero-shot", "--model", model], "--classes"),
+                       (["--method", "lora"], "zero-shot or tpt, not"), (["--method", "zero-shot", "--model", model], "--classes"),
                        (["runs/x", "--method", "zero-shot", "--model", model, "--classes", "a,b"], "belongs to an adapter")):
         with pytest.raises(NoSuchSetting, match=why):
             thrifty_run(["predict", *words, "--data", str(home / "loose")])
@@ -133,3 +150,29 @@ def test_what_is_refused(home: Path, tmp_path: Path) -> None:
     (broken / "config.json").write_text(config)
     with pytest.raises(BrokenArtifact, match="lacks"):
         load(str(broken), "image-classification", LABELS)
+
+
+def test_half_of_the_classes_is_learned_and_the_other_is_known_by_name(tmp_path: Path) -> None:
+    model, data = str(save(tmp_path / "clip", "clip")), tmp_path / "data"
+    for k, name in enumerate(("cat", "dog", "face", "leopard", "sea_horse")):
+        draw(data / name, 10, 40 * k)
+    found = base_to_new(model, str(data), {"name": "coop", "length": 3}, tmp_path / "run", shots=4, epochs=2, batch=6, seeds=2,
+                        progress=False)
+    assert json.loads((tmp_path / "run" / "base_to_new.json").read_text()) == found and len(found["seeds"]) == 2
+    run = thrifty.train.Run.read(tmp_path / "run")
+    assert run.metrics["labels"] == ["cat", "dog", "face"] and run.metrics["items"]["train"] == 12
+    base, new = found["base"], found["new"]
+    assert found["harmonic_mean"] == pytest.approx(2 * base * new / (base + new) if base + new else 0)
+    full = read(str(data), shots=4)
+    test = full.test()
+    rows = [i for i, label in enumerate(test["label"]) if label >= 3]
+    pictures = [test["image"][i] for i in rows]
+    right = ["leopard" if test["label"][i] == 3 else "sea_horse" for i in rows]
+    said = zero_shot(model, {"image": pictures}, ["leopard", "sea_horse"])
+    share = np.mean([one["prediction"] == wanted for one, wanted in zip(said, right, strict=True)])
+    assert found["zero_shot"]["new"] == pytest.approx(share)
+    with pytest.raises(Unfit, match="has nothing for 'leopard'"):
+        base_to_new(model, str(data), {"name": "coop-csc", "length": 2}, tmp_path / "own", epochs=1, baselines=False,
+                    progress=False)
+    with pytest.raises(BadData, match="at least four"):
+        halves(Dataset({"train": {}, "validation": {}, "test": {}}, {}, "image-classification", ["cat", "dog", "face"]))

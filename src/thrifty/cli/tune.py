@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from thrifty.cli.parsing import Parser, add_settings, field_kinds, pairs, read_file, settle, typed
 from thrifty.core.errors import NoSuchSetting, nearest
-from thrifty.train import Settings, tune
+from thrifty.train import Settings, base_to_new, tune
 
 EXAMPLES = (
     "thrifty tune --model minilm --data cityline --method lora --out runs/first",
@@ -38,6 +39,8 @@ def parser() -> Parser:
     made.add_argument("--config", metavar="FILE", help="settings from a .yaml, .toml or .json file; options here override it")
     made.add_argument("--resume", action="store_true", help="go on with the run in --out from its last checkpoint")
     made.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    made.add_argument("--base-to-new", action="store_true", help="of an image-text model: learn the first half of the classes, and "
+                      "measure both halves, the second by names alone")
     made.add_argument("--quiet", action="store_true", help="show no progress")
     add_settings(made.add_argument_group("training"), Settings)
     return made
@@ -51,6 +54,11 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     """
     places, method, settings = gather(args)
     repeat = shlex.join(["thrifty", *(word for word in words if word not in ("--resume", "--overwrite", "--quiet"))])
+    if args.base_to_new:
+        found = base_to_new(places["model"], places["data"], method, places.get("out"), settings=settings,
+                            overwrite=args.overwrite, resume=args.resume, progress=not args.quiet, command=repeat)
+        print(json.dumps(found, indent=1))
+        return
     done = tune(places["model"], places["data"], method, places.get("out"), settings=settings, resume=args.resume,
                 overwrite=args.overwrite, progress=not args.quiet, command=repeat)
     if done.metrics:  # only the main one of several processes has them
