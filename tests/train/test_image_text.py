@@ -136,7 +136,7 @@ def test_what_is_refused(home: Path, tmp_path: Path) -> None:
     (tmp_path / "mixed" / "notes.txt").rename(tmp_path / "mixed" / "notes.png")
     with pytest.raises(BadData, match=r"row 2: .*notes.png cannot be decoded"):
         zero_shot(model, tmp_path / "mixed", LABELS)
-    for words, why in ((["--classes", "a,b"], "an adapter has its own|folder of a run"), ([], "needs the folder of a run"),
+    for words, why in ((["--classes", "a,b"], "required: run"), ([], "required: run"),
                        (["--method", "lora"], "zero-shot or tpt, not"), (["--method", "zero-shot", "--model", model], "--classes"),
                        (["runs/x", "--method", "zero-shot", "--model", model, "--classes", "a,b"], "belongs to an adapter")):
         with pytest.raises(NoSuchSetting, match=why):

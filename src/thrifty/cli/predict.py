@@ -44,13 +44,15 @@ def ask_adapter(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The answers of the adapter in ``run``.
 
     Raises:
-        NoSuchSetting: there is no ``run``, or there are settings of zero-shot.
+        NoSuchSetting: there is no ``run``, there are settings of zero-shot, or neither or both of data and texts.
     """
     if args.run is None:
-        raise NoSuchSetting("thrifty predict needs the folder of a run, or --method zero-shot")
+        raise NoSuchSetting("required: run, the folder of one; or --method zero-shot (thrifty predict --help)")
     for name in ("classes", "templates"):
         if getattr(args, name) is not None:
             raise NoSuchSetting(f"--{name} goes with --method zero-shot: an adapter has its own")
+    if bool(args.data) == bool(args.text):
+        raise NoSuchSetting("thrifty predict needs either --data or --text")
     return predict(args.run, args.data, texts=args.text, model=args.model, split=args.split, batch=args.batch, device=args.device,
                    task_name=args.task_name)
 
@@ -66,8 +68,8 @@ def ask_zero_shot(args: argparse.Namespace) -> list[dict[str, Any]]:
     for name in ("model", "classes", "data"):
         if not getattr(args, name):
             raise NoSuchSetting(f"--method {args.method} needs --{name}")
-    for name in ("run", "task_name"):
-        if getattr(args, name) is not None:
+    for name in ("run", "task_name", "text"):
+        if getattr(args, name):
             raise NoSuchSetting(f"{getattr(args, name)!r} belongs to an adapter, but --method {args.method} needs none")
     classes = [name.strip() for name in args.classes.split(",")]
     return zero_shot(args.model, args.data, classes, method=args.method, templates=args.templates, split=args.split,
@@ -78,10 +80,8 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
     """Answer, and print or write.
 
     Raises:
-        NoSuchSetting: neither or both of data and texts; neither or both of an adapter and zero-shot.
+        NoSuchSetting: see ``ask_adapter`` and ``ask_zero_shot``; or no rows at once.
     """
-    if bool(args.data) == bool(args.text):
-        raise NoSuchSetting("thrifty predict needs either --data or --text")
     if args.batch < 1:
         raise NoSuchSetting(f"batch must be at least 1, not {args.batch}")
     found = ask_zero_shot(args) if args.method else ask_adapter(args)
