@@ -121,8 +121,12 @@ def measure(name: str, label: str, seed: int) -> Row:
 INTRODUCTION = """# Results of the foundation
 
 Made by `benchmarks/foundation.py` from `benchmarks/results/foundation.jsonl`. Mean ± sample standard deviation over seeds. Each
-method has one learning rate, the same on all sets: """ + ", ".join(f"{k} {v:g}" for k, v in RATES.items()) + """.
-All were fixed before these runs but two: LoRA+ ended at 0.05 on STS-B in a first run at LoRA's rate, and the prefix network's was
+method has one learning rate, the same on all sets with MiniLM:
+""" + ", ".join(f"{k} {v:g}" for k, v in RATES.items()) + """;
+with stories15m, which has no new head, """ + ", ".join(f"{k} {v:g}" for k, v in WRITING.items()) + """;
+with MobileNetV2, whose head learns at 0.01, """ + ", ".join(f"{k} {v:g}" for k, v in LOOKING.items()) + """.
+Those of the last two lines were looked for on validation rows with another seed (see the script). The others were fixed before
+these runs but two: LoRA+ ended at 0.05 on STS-B in a first run at LoRA's rate, and the prefix network's was
 chosen on validation rows of STS-B with another seed. Early stopping looks at a selection split carved out of the training rows;
 the test split was read once per run. The linear head and the majority class saw the same training rows. PEFT's LoRA runs in the
 same loop with the settings of `lora`. Small training subsets and few epochs: the numbers compare methods, they are not records.
