@@ -61,8 +61,9 @@ TEXT = ("full", "linear-probe", "bitfit", "layernorm", "lora", "lora all", "rslo
 CORE = tuple(label for label in TEXT if label not in ("lora all", "rslora", "lora+"))
 CASES = {
     "cola": Case("text/glue_cola", "minilm", "matthews",
-                 "2 000 of 8 551 training rows; the official dev split is the test split; 16 of its sentences also stand in train",
-                 {"limit": 2000, "epochs": 1, "batch": 8, "allow_leak": True}, CORE),
+                 "all 8 551 training rows, as a sentence encoder leaves the majority class late (on 2 000 rows no method did); the "
+                 "official dev split is the test split; 16 of its sentences also stand in train",
+                 {"epochs": 3, "batch": 32, "allow_leak": True}, ("full", "linear-probe", "bitfit", "lora", "peft-lora", "houlsby")),
     "mrpc": Case("text/glue_mrpc", "minilm", "accuracy", "480 of 3 667 training rows; the official dev split is the test split",
                  {"limit": 480, "epochs": 2, "batch": 8}, CORE),
     "stsb": Case("text/glue_stsb", "minilm", "pearson",
