@@ -63,7 +63,8 @@ CASES = {
     "cola": Case("text/glue_cola", "minilm", "matthews",
                  "all 8 551 training rows, as a sentence encoder leaves the majority class late (on 2 000 rows no method did); the "
                  "official dev split is the test split; 16 of its sentences also stand in train",
-                 {"epochs": 3, "batch": 32, "allow_leak": True}, ("full", "linear-probe", "bitfit", "lora", "peft-lora", "houlsby")),
+                 {"epochs": 3, "batch": 32, "allow_leak": True},
+                 ("full", "linear-probe", "bitfit", "lora", "peft-lora", "houlsby")),
     "mrpc": Case("text/glue_mrpc", "minilm", "accuracy", "480 of 3 667 training rows; the official dev split is the test split",
                  {"limit": 480, "epochs": 2, "batch": 8}, CORE),
     "stsb": Case("text/glue_stsb", "minilm", "pearson",
