@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import ledger as ledgers
 from .attachment import Attachment
@@ -21,7 +21,8 @@ from .watch import Watch, refuse_reentrant
 def attach(model: nn.Module, method: Method, name: str = "default", *, also_train: str | None = None,
            example: Example | None = None, batches: Iterable[Any] | None = None, seed: int | None = 0,
            roles: Mapping[str, str] | None = None, tied: str = "refuse", check: bool = True,
-           tasks: Sequence[str] = (), beside: Callable[[Attachment], object] | None = None) -> Attachment:
+           tasks: Sequence[str] = (), beside: Callable[[Attachment], object] | None = None,
+           source_head: Mapping[str, Tensor] | None = None) -> Attachment:
     """Freeze ``model``, put ``method`` on it and return the handle. The model keeps its class and its keys.
 
     Args:
@@ -36,6 +37,8 @@ def attach(model: nn.Module, method: Method, name: str = "default", *, also_trai
         check: whether to run the model once in search of dead edits.
         tasks: names of the tasks that one method serves at once; ``thrifty.task`` then says which a batch belongs to.
         beside: puts edits beside those of any method, such as ``thrifty.methods.heads.heads(2, 3)``, a head for each task.
+        source_head: values that the model's head had before it got a new one, by the new one's names (`models.Backbone.head`),
+            for methods that ask what the model knew.
 
     Raises:
         NoSuchSite, HalfAdapted, Unfit, NothingTrains, DeadEdit, NoSuchSetting: see each; the model is left as it was.
@@ -47,7 +50,7 @@ def attach(model: nn.Module, method: Method, name: str = "default", *, also_trai
         raise NoSuchSetting(f"{method.name} serves several tasks: name them, attach(model, method, tasks=['rte', 'mrpc']), and say "
                             "with thrifty.task(model, name) which a batch belongs to")
     at = Attachment(model, name, seen=Seen(model, example), roles=roles, tied=tied)
-    at.method, at.seed = method, seed
+    at.method, at.seed, at.source_head = method, seed, dict(source_head or {})
     if tasks:
         at.about["tasks"] = name_tasks(tasks)
     try:

@@ -78,6 +78,8 @@ class Building:
         self.shared_as: tuple[str, dict[str, Any]] | None = None
         self.start: dict[str, str] = {}  # checksums of what trains, as it was when attached
         self.memory: dict[str, Tensor] = {}  # what the method remembers between steps: in checkpoints, not in the adapter
+        self.source_head: dict[str, Tensor] = {}  # values that the head had in the base's checkpoint, in whatever shape
+        self.guests: dict[str, Any] = {}  # other models that training asks, such as a teacher: no part of the adapter
         self.about: dict[str, Any] = {}  # plain data that travels with the adapter: task, labels, preprocessing
         self.seed: int | None = None
         self.watch: Watch | None = None

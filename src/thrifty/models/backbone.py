@@ -1,11 +1,11 @@
 """A pretrained model, what prepares its input, and where both came from."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from thrifty.core.errors import NoSuchSite, nearest
 from thrifty.models.preprocessing import describe
@@ -22,19 +22,24 @@ class Backbone:
             ``task``, ``class``, ``files``, ``config_sha256``, ``dtype``, ``attention``, ``pooling``, ``seed`` of the new
             tensors, ``image`` (how pictures are prepared), ``new_tensors`` (parameters that no checkpoint filled and that
             therefore must train), ``parameters`` and ``notes``, whole sentences about what was decided on the way.
+        head: the values of the checkpoint's own classifier by the model's parameter names, in whatever shape they were; empty
+            where it has none. `attach` takes it as ``source_head``.
     """
 
     model: nn.Module
     preprocess: Any = None
     source: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Tensor] = field(default_factory=dict)
 
 
-def wrap(module: nn.Module, preprocess: Any = None, *, new: Sequence[str] = (), name: str | None = None) -> Backbone:
+def wrap(module: nn.Module, preprocess: Any = None, *, new: Sequence[str] = (), name: str | None = None,
+         head: Mapping[str, Tensor] | None = None) -> Backbone:
     """A backbone from a module that you built yourself.
 
     ``new`` names the parameters or modules that hold no pretrained weights, such as a fresh head: they train with every
     method and are saved with the adapter. ``preprocess`` is a tokenizer or image processor of Hugging Face, or for pictures
-    any callable from a PIL picture to a tensor [C, H, W]. ``name`` is what reports call the model.
+    any callable from a PIL picture to a tensor [C, H, W]. ``name`` is what reports call the model. ``head`` holds the values
+    that a replaced classifier had, by the names of the new one's parameters.
 
     Raises: NoSuchSite for a name in ``new`` under which the module has no parameter.
     """
@@ -50,7 +55,7 @@ def wrap(module: nn.Module, preprocess: Any = None, *, new: Sequence[str] = (), 
         "files": [], "config_sha256": None, "dtype": _dtype(module), "attention": None, "pooling": None, "seed": None,
         "new_tensors": list(dict.fromkeys(found)), "parameters": count(module), "notes": [],
         **({} if (image := describe(preprocess)) is None else {"image": image}),
-    })
+    }, dict(head or {}))
 
 
 def count(module: nn.Module) -> int:

@@ -14,6 +14,7 @@ from torch import nn
 from thrifty.core.errors import BrokenArtifact, Missing, NoSuchSetting, nearest
 from thrifty.models.backbone import Backbone, count
 from thrifty.models.finding import REMINDER
+from thrifty.models.source_head import read_head
 
 
 def load_timm(name: str, task: str, labels: Sequence[str] | None, *, dtype: torch.dtype, offline: bool, seed: int) -> Backbone:
@@ -45,7 +46,7 @@ def load_timm(name: str, task: str, labels: Sequence[str] | None, *, dtype: torc
         "config_sha256": None, "dtype": str(dtype).removeprefix("torch."), "attention": None, "pooling": None, "seed": seed,
         "new_tensors": new, "parameters": count(model), "notes": [],
         "image": {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()},
-    })
+    }, read_head([file], model, head_path(model), new))
 
 
 def fill(model: nn.Module, file: Path, name: str) -> list[str]:
@@ -59,16 +60,20 @@ def fill(model: nn.Module, file: Path, name: str) -> list[str]:
         stored = load_file(file)
     except Exception as error:
         raise BrokenArtifact(f"model {name!r}: {file} cannot be read: {error}") from error
-    asked: Any = model
-    head = asked.get_classifier()
-    paths = {id(module): path for path, module in model.named_modules()}
+    head = head_path(model)
     ours = model.state_dict()
     new = [key for key, value in ours.items() if key not in stored or stored[key].shape != value.shape]
-    lost = [key for key in new if not key.startswith(paths[id(head)] + ".") and not key.endswith("num_batches_tracked")]
+    lost = [key for key in new if not key.startswith(head + ".") and not key.endswith("num_batches_tracked")]
     if lost:
         raise BrokenArtifact(f"model {name!r}: {file.name} lacks {', '.join(lost[:5])}, or holds them in another shape.")
     model.load_state_dict({key: value for key, value in stored.items() if key in ours and key not in new}, strict=False)
     return [key for key, _ in model.named_parameters() if key in new]
+
+
+def head_path(model: Any) -> str:
+    """Path of the classifier of a timm model."""
+    head = model.get_classifier()
+    return next(path for path, module in model.named_modules() if module is head)
 
 
 def _fetch(timm: Any, name: str, short: str, offline: bool) -> tuple[Path, str]:

@@ -17,6 +17,7 @@ from thrifty.models.finding import Found, find
 from thrifty.models.kinds import LABELLED, WRITERS, check_task, configure, form, has_two_towers
 from thrifty.models.pooled import SentenceClassifier, pools_by_mean
 from thrifty.models.preprocessing import load_image_processor, load_tokenizer
+from thrifty.models.source_head import read_head
 
 SENTENCES = ("text-classification", "regression", "multiple-choice")  # one answer for one text or pair of texts
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,8 +29,9 @@ def load(name: str, task: str, labels: Sequence[str] | None = None, *, dtype: st
 
     ``name`` is `minilm`, `vit-mini`, the path of a folder in Hugging Face's layout, a hub id ("owner/name", with an optional
     "@revision"), or "timm:" and the name of a timm model with local weights. Tensors that the checkpoint does not hold, such as a
-    new head, are drawn under ``seed`` and listed in ``source["new_tensors"]``. ``dtype`` is float32 unless told otherwise,
-    whatever the file was stored in. No code that comes with a model is run, and only safetensors are read.
+    new head, are drawn under ``seed`` and listed in ``source["new_tensors"]``; a classifier that the checkpoint holds is kept
+    in ``head``. ``dtype`` is float32 unless told otherwise, whatever the file was stored in. No code that comes with a model is
+    run, and only safetensors are read.
 
     Raises: NoSuchSetting for a model, task or dtype that does not exist, or a model without a form for the task;
         BadData for labels that do not fit; BrokenArtifact for a damaged folder or a checkpoint that lacks more than a head;
@@ -53,12 +55,16 @@ def load(name: str, task: str, labels: Sequence[str] | None = None, *, dtype: st
         source = _describe(name, found, task, model, new, seed, mean)
         if towers:
             source["notes"] = ["Classes are told apart by their names: no head is new."]
+        head: dict[str, torch.Tensor] = {}
+        if task in LABELLED and not towers:
+            trunk: Any = model.base_model_prefix
+            head = read_head(found.folder.glob("*.safetensors"), model, trunk, new, outside=True)
         if task == "image-classification":
             preprocess, source["image"] = load_image_processor(found.folder, name)
         else:
             preprocess, notes = load_tokenizer(found.folder, name, model)
             source["notes"] += notes
-    return Backbone(model.eval(), preprocess, source)
+    return Backbone(model.eval(), preprocess, source, head)
 
 
 def _read(folder: Path, name: str, task: str, config: Any, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:

@@ -122,7 +122,7 @@ class Job:
         names, widths = (list(self.task.parts), self.task.outputs) if isinstance(self.task, Several) else ([], [])
         at = attach(model, self.method, also_train="|".join(self.task.head_parameters) or None, seed=seed,
                     example=self.example(), batches=self.batches(self.material.train), tasks=names,
-                    beside=heads(*widths) if widths and not self.settings.one_head else None)
+                    beside=heads(*widths) if widths and not self.settings.one_head else None, source_head=self.backbone.head)
         if self.settings.start is not None:
             self.left_behind = artifact.begin(at, self.settings.start)
             before = artifact.inspect(self.settings.start)["about"].get("image")

@@ -1,0 +1,24 @@
+"""The head that a checkpoint was saved with: a new task has no use for it, but some methods ask it what the model knew."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor, nn
+
+
+def read_head(files: Iterable[Path], model: nn.Module, under: str, new: Iterable[str], outside: bool = False) -> dict[str, Tensor]:
+    """The checkpoint's own values, in float32, for the parameters of the head: those ``under`` a path, or ``outside`` of it.
+
+    Those of ``new`` parameters, which the checkpoint holds in another shape or not at all, are read from its ``files``; the
+    others are copied from the model. Parameters that the checkpoint does not have are left out.
+    """
+    from safetensors import safe_open
+
+    head = {name: p for name, p in model.named_parameters() if name.startswith(under + ".") != outside}
+    found = {name: p.detach().float().clone() for name, p in head.items() if name not in set(new)}
+    wanted = head.keys() - found.keys()
+    for path in sorted(files) if wanted else ():
+        with safe_open(path, "pt") as file:
+            found |= {name: file.get_tensor(name).float() for name in wanted & set(file.keys())}
+    return found
