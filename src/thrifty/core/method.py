@@ -38,6 +38,7 @@ class Method:
     elsewhere: ClassVar[tuple[str, ...]] = ("where",)  # fields that are not numbers of the edit
     needs: ClassVar[str] = ""  # what it cannot do without: "saved adapters"
     intermittent: ClassVar[bool] = False  # whether some of what trains may sit out any step, and so gets no gradient in it
+    second_view: ClassVar[bool] = False  # whether its loss compares two views of each training example, where augmentation has two
     rate: ClassVar[float] = 1e-3  # a learning rate of AdamW to start from
     presets: ClassVar[dict[str, dict[str, Any]]] = {}  # aliases that stand for settings of the method -> those settings
     if TYPE_CHECKING:

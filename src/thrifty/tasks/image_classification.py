@@ -54,11 +54,17 @@ class ImageClassification(Classification):
         """
         return {self.key: torch.stack([self._prepare(example) for example in examples]), **label_tensor(examples)}
 
-    def vary(self, examples: Sequence[dict[str, Any]], seed: int, step: int) -> list[dict[str, Any]]:
+    @property
+    def varies(self) -> bool:
+        """Whether the recipe leaves anything to chance."""
+        return bool(self.recipe.changes)
+
+    def vary(self, examples: Sequence[dict[str, Any]], seed: int, step: int, view: int = 0) -> list[dict[str, Any]]:
         """Every picture with what chance is drawn from when it is prepared."""
-        if not self.recipe.changes:
+        if not self.varies:
             return list(examples)
-        return [{**example, "drawn": (seed, step, example["row"])} for example in examples]
+        more = (view,) if view else ()
+        return [{**example, "drawn": (seed, step, example["row"], *more)} for example in examples]
 
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
         """What the trunk pooled, or the mean over its tokens or places [B, D]."""

@@ -97,9 +97,9 @@ class Several(Task):
                     found[place] = {**example, "task": name}
         return found
 
-    def vary(self, examples: Sequence[dict[str, Any]], seed: int, step: int) -> list[dict[str, Any]]:
+    def vary(self, examples: Sequence[dict[str, Any]], seed: int, step: int, view: int = 0) -> list[dict[str, Any]]:
         """Each example as its task does it."""
-        return [self.part(example["task"]).vary([example], seed, step)[0] for example in examples]
+        return [self.part(example["task"]).vary([example], seed, step, view)[0] for example in examples]
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> Batch:
         """The batch that their task makes of them, and the name of the ``task``.

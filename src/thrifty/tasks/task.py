@@ -23,6 +23,9 @@ Batch = dict[str, Tensor]
 Prediction = dict[str, Any]
 
 
+VIEW = "view:"  # before the name of an input: the same rows seen another time, as "view:pixel_values" of other crops
+
+
 class Task(ABC):
     """Rows -> examples -> batch -> loss, and batch -> predictions -> metrics.
 
@@ -85,8 +88,13 @@ class Task(ABC):
         """Learn from the training split what the task must know before training (the scale of a regression); mostly nothing."""
         return
 
-    def vary(self, examples: Sequence[dict[str, Any]], seed: int, step: int) -> list[dict[str, Any]]:
-        """Training examples as one step sees them, a pure function of its seed and number; mostly as they are."""
+    @property
+    def varies(self) -> bool:
+        """Whether ``vary`` changes anything."""
+        return False
+
+    def vary(self, examples: Sequence[dict[str, Any]], seed: int, step: int, view: int = 0) -> list[dict[str, Any]]:
+        """Training examples as one step sees them, a pure function of its seed, its number and the view; mostly as they are."""
         return list(examples)
 
     def judge(self, model: nn.Module, batch: Batch) -> list[Prediction]:
@@ -142,7 +150,11 @@ class Task(ABC):
 
     def inputs(self, model: nn.Module, batch: Batch) -> Batch:
         """The part of a batch that is the model's input."""
-        return {key: value for key, value in batch.items() if key != "labels"}
+        return {key: value for key, value in batch.items() if key != "labels" and not key.startswith(VIEW)}
+
+    def view(self, batch: Batch) -> Batch | None:
+        """The model's input in another view of the same rows, such as another augmentation, if the batch holds one."""
+        return {key.removeprefix(VIEW): value for key, value in batch.items() if key.startswith(VIEW)} or None
 
     def _checked(self, predictions: Sequence[Prediction], table: Table) -> Table:
         rows = {role: len(column) for role, column in table.items()}

@@ -68,6 +68,9 @@ class Weighed:
         """The batch without its labels."""
         return {name: value for name, value in batch.items() if name != "labels"}
 
+    def view(self, batch: dict[str, Any]) -> None:
+        """The batch holds no second view."""
+
     def loss(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, int]:
         """``weigh`` of what ``model`` answers, and the number of rows."""
         return loss(self.backbone, model), len(batch["labels"])
@@ -105,8 +108,8 @@ def equal(a: Tensor, b: Tensor) -> bool:
 
 
 def gradients(at: Attachment) -> dict[str, Tensor]:
-    """The gradients that there are, by name."""
-    return {n: p.grad.clone() for n, p in at.named_parameters() if p.grad is not None}
+    """The gradients that there are, by name; a compiled graph gives zeros where there is none, so those do not count."""
+    return {n: p.grad.clone() for n, p in at.named_parameters() if p.grad is not None and p.grad.any()}
 
 
 def alike(a: dict[str, Tensor], b: dict[str, Tensor], what: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from thrifty.core import Attachment
 from thrifty.core.errors import ThriftyError
 from thrifty.tasks import Task
+from thrifty.tasks.task import VIEW
 from thrifty.train.checkpoint import Checkpoint, States
 from thrifty.train.interrupt import Interrupted, Wish
 from thrifty.train.log import Log
@@ -125,8 +126,7 @@ class Training:
         summed, items = 0.0, 0
         for i, chosen in enumerate(hands):
             with self.processes.quietly(self.model, i < len(hands) - 1):
-                examples = self.task.vary([self.material.train[row] for row in chosen or rows[:1]], self.log.seed, self.log.step)
-                batch = move(self.task.collate(examples), self.processes.device)
+                batch = self._batch(chosen or rows[:1])
                 with self.precision.autocast():
                     task, own = self.task.turn(self.model, batch)
                     mean, count = self.method.loss(self.at, task, self.model, own)
@@ -142,6 +142,15 @@ class Training:
             if p.grad is not None:
                 p.grad.mul_(self.processes.world / max(1.0, total))
         return summed / max(1.0, total)
+
+    def _batch(self, rows: list[int]) -> dict[str, Any]:
+        """The rows as this step sees them, and as it sees them otherwise, where the method asks for that and the task can."""
+        examples, drawn = [self.material.train[row] for row in rows], (self.log.seed, self.log.step)
+        batch: dict[str, Any] = self.task.collate(self.task.vary(examples, *drawn))
+        if self.method.second_view and self.task.varies:
+            again = self.task.collate(self.task.vary(examples, *drawn, view=1))
+            batch |= {VIEW + name: value for name, value in self.task.inputs(self.model, again).items()}
+        return move(batch, self.processes.device)
 
     def _watch(self) -> None:
         """After two steps, all that trains must have had a gradient; after one, where DDP would not wait for more.
