@@ -2,14 +2,14 @@
 EMNLP 2021, arXiv:2010.11918)."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from ..core import Edit, Method, Site, need, register
+from .outer import Outer
 
 if TYPE_CHECKING:
     from ..core import Attachment
@@ -41,7 +41,7 @@ class Draw(Edit):
 
 
 @dataclass
-class AdapterDrop(Method):
+class AdapterDrop(Outer):
     """Another method without its edits in the lowest blocks, so that these compute, and learn, nothing for the task.
 
     Specialised (the default): blocks 0 to ``skip`` - 1 of each stack never hold an edit, and what the method trains of the
@@ -61,7 +61,6 @@ class AdapterDrop(Method):
     trains = "what the adapter trains, above the blocks that are skipped"
     inference = "the adapter's, in fewer layers; the layers below are shared by all tasks"
     identity_at_start = False
-    intermittent = True
     rate = 1e-4
 
     adapter: str = "pfeiffer"
@@ -73,7 +72,7 @@ class AdapterDrop(Method):
         """The adapter exists and is fit, and the number is one of blocks."""
         need(self.skip >= 0, self, "skip", "at least 0")
         need(self.adapter.strip().lower() != self.name, self, "adapter", "another method")
-        self._inner().check()
+        super().check()
 
     def attach(self, at: Attachment, batches: Iterable[Any] | None = None) -> None:
         """Attach the adapter, then take away what is too low; or put the draw beside it.
@@ -83,7 +82,7 @@ class AdapterDrop(Method):
         """
         blocks = at.sites("block")
         layers = 1 + max(site.depth for site in blocks)
-        self._inner().attach(at, batches)
+        super().attach(at, batches)
         if self.robust:
             at.put(at.sites("model")[0], Draw, layers=layers)
             return
@@ -96,43 +95,16 @@ class AdapterDrop(Method):
                 if not name.startswith(tuple(kept)):
                     at.release(name)
 
-    def loss(self, at: Attachment, task: Any, model: Any, batch: Any) -> tuple[Tensor, int]:
-        """The adapter's own."""
-        return self._inner().loss(at, task, model, batch)
-
-    def resume(self, at: Attachment, state: Mapping[str, Tensor]) -> None:
-        """The adapter's own."""
-        self._inner().resume(at, state)
-
-    def step(self, at: Attachment, step: int, total: int) -> None:
-        """The adapter's own."""
-        self._inner().step(at, step, total)
-
-    def settled(self, at: Attachment) -> bool:
-        """The adapter's own."""
-        return self._inner().settled(at)
-
-    def penalty(self, at: Attachment) -> Tensor | float:
-        """The adapter's own."""
-        return self._inner().penalty(at)
-
-    def calibrate(self, at: Attachment, task: Any, batches: Iterable[Any]) -> None:
-        """The adapter's own."""
-        self._inner().calibrate(at, task, batches)
-
     def finish(self, at: Attachment) -> None:
         """The adapter's own; the draw is no longer needed."""
-        self._inner().finish(at)
+        super().finish(at)
         for row in [row for row in at.plan if row.edit == Draw.registered]:
             for edit in at.edits[row.key].out:  # type: ignore[union-attr]
                 edit.on = True
             at.take_away(row.key)
 
-    def groups(self, at: Attachment, rate: float, decay: float) -> list[dict[str, Any]]:
-        """The adapter's own."""
-        return self._inner().groups(at, rate, decay)
-
-    def _inner(self) -> Method:
+    def inner(self) -> Method:
+        """The adapter."""
         from . import make
 
         return make(self.adapter, **self.settings_of)
