@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..core import Method
+from ..core import Method, need
 from ..core.ledger import ledger
+from ..core.roles import HEADS
 from ..core.site import owned
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 class FullFineTuning(Method):
     """Every parameter trains in place, and batch-norm statistics move; what the model itself keeps fixed stays fixed.
 
-    Fixed are parameters that did not require a gradient when the model came, such as sinusoidal position tables.
+    Fixed are parameters that did not require a gradient when the model came, such as sinusoidal position tables. The head, which
+    starts from nothing, learns ``head_rate`` times as fast as the rest; 10 is usual for images.
     """
 
     name = "full"
@@ -34,6 +36,12 @@ class FullFineTuning(Method):
     inference = "none; a whole model per task on disk"
     rate = 2e-5
 
+    head_rate: float = 1.0
+
+    def check(self) -> None:
+        """The head learns."""
+        need(self.head_rate > 0, self, "head_rate", "positive")
+
     def attach(self, at: Attachment, batches: Iterable[Any] | None = None) -> None:
         """Claim every parameter, and the buffers of every batch norm."""
         book = ledger(at.model)
@@ -43,3 +51,33 @@ class FullFineTuning(Method):
                 at.train(name, wildcard=True)
         at.train_buffers([f"{path}.{name}" if path else name for path, module in at.model.named_modules()
                           if isinstance(module, _BatchNorm) and not owned(path) for name, _ in module.named_buffers(recurse=False)])
+
+    def new_layers(self, at: Attachment) -> list[str]:
+        """What learns at ``head_rate`` times the rate, by its names among what ``at`` trains: the head."""
+        return head_names(at)
+
+    def groups(self, at: Attachment, rate: float, decay: float) -> list[dict[str, Any]]:
+        """As for every method; where the head learns faster than the rest, it has groups of its own, behind the others."""
+        groups = super().groups(at, rate, decay)
+        if self.head_rate == 1:
+            return groups
+        named, new = dict(at.named_parameters()), self.new_layers(at)
+        fast = {id(named[name]) for name in new}
+        split = [{**group, "params": [p for p in group["params"] if (id(p) in fast) == is_new], "lr": rate * factor}
+                 for is_new, factor in ((False, 1.0), (True, self.head_rate)) for group in groups]
+        return [group for group in split if group["params"]]
+
+
+def head_names(at: Attachment) -> list[str]:
+    """What trains as the head, by its names among what ``at`` trains, in its order.
+
+    That is what stands in the place of a layer (a head for each task), and of the base what ``also_train`` claimed, else what lies
+    where heads are. The embeddings that a language model writes with came with its weights, and are none.
+    """
+    instead = [f"edit:{key}:{name}" for key, edit in at.edits.items() if edit.replaces for name, _ in edit.named_parameters()]
+    base = {name.removeprefix("base:"): p for name, p in at.named_parameters() if name.startswith("base:")}
+    claimed = [name for name in base if name not in at.wildcard]
+    words = getattr(at.model, "get_output_embeddings", lambda: None)()
+    known = {id(p) for p in words.parameters()} if words is not None else set()
+    placed = [name for name, p in base.items() if HEADS.search(name) and id(p) not in known]
+    return instead + [f"base:{name}" for name in claimed or placed]
