@@ -36,6 +36,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "spt": {"budget": 700, "grid": 20, "rank": 2}, "spt-adapter": {"budget": 700, "grid": 20, "rank": 2},
     "kadaptation": {"n": 4}, "subspace": {"size": 20},
     "head2toe": {"fractions": [0.5], "steps": 5},
+    "delta": {"attention": False}, "distillation": {"teacher": "elsewhere"}, "distillation-token": {"teacher": "elsewhere"},
     "u-tuning": {"length": 3, "rank": 4}, "res-tuning": {"rank": 4, "mha": "prefix+adapter", "block": "prompt"},
 }
 ELSEWHERE: dict[tuple[str, str], dict[str, object]] = {
@@ -81,12 +82,16 @@ REFUSED: dict[tuple[str, str], type[ThriftyError]] = {
     **{(m, "resnet"): NoSuchSite for m in ("unipelt", "u-tuning", "res-tuning", "spt", "spt-adapter",
                                            "kadaptation", "subspace")},  # no attention
     **{(m, "encoder"): Unfit for m in ("spt", "spt-adapter")},  # its q, k and v are one parameter
+    **{(m, b): Unfit for m in ("bss", "bi-tuning") for b in ("llama", "t5", "encoder")},  # no one vector per example
+    **{("stochnorm", b): Unfit for b in BACKBONES if b != "resnet"},  # no batch norms
+    **{("delta", b): Unfit for b in ("bert", "llama", "t5")},  # no feature maps
+    **{("distillation-token", b): Unfit for b in BACKBONES if b != "vit"},  # no patches
 }
 CONVOLUTIONS = {"where": "conv"}
 LORA = {"resnet": CONVOLUTIONS, "timm_resnet": CONVOLUTIONS, "convolver": CONVOLUTIONS, "convnext": {"where": "mlp.*"},
         "timm_convnext": {"where": "mlp.*"}, "mobilenet_v2": {"where": "head"}, "mixtral": {"where": "attn.?"},
         "qwen2_moe": {"where": "attn.?"}, "attender": {"where": "attn.?"}}
-IN_PLACE = {"full", "bitfit", "layernorm", "linear-probe", "diff-pruning"}
+IN_PLACE = {"full", "bitfit", "layernorm", "linear-probe", "diff-pruning", "l2-sp"}
 QUICK = (contract.starts_as_promised, contract.sends_gradients)
 BRIEF = (contract.starts_as_promised, contract.sends_gradients, contract.merges, contract.disables)
 

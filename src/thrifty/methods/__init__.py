@@ -11,8 +11,11 @@ from .adapter_fusion import AdapterFusion
 from .adaptformer import AdaptFormer
 from .attempt import Attempt
 from .bapna import Bapna
+from .bi_tuning import BiTuning
 from .bitfit import BitFit
 from .block_drop import BlockDrop
+from .bss import BSS
+from .co_tuning import CoTuning
 from .cocoop import CoCoOp
 from .compacter import Compacter, PHMAdapter
 from .consolidator import Consolidator
@@ -20,7 +23,10 @@ from .conv_adapter import ConvAdapter
 from .convpass import Convpass
 from .coop import CoOp
 from .defo import DeFo
+from .delta import DELTA
 from .diff_pruning import DiffPruning
+from .distillation import Distillation
+from .distillation_token import DistillationTokens
 from .dora import DoRA
 from .dynamic_rank_dora import DynamicRankDoRA
 from .early_exit import EarlyExit
@@ -37,12 +43,14 @@ from .k_adapter import KAdapter
 from .kadaptation import KAdaptation
 from .kgcoop import KgCoOp
 from .knowledge_adapter import KnowledgeAdapter
+from .l2_sp import L2SP
 from .l2p import L2P
 from .lhuc import LHUC
 from .lora import LoRA
 from .lora_fa import LoRAFA
 from .low_rank_adapter import LowRankAdapter
 from .lst import LST
+from .lwf import LWF
 from .mad_x import MADX, MADXLanguage
 from .mam import MAM
 from .maple import MaPLe
@@ -65,6 +73,7 @@ from .res_tuning import ResTuning
 from .res_tuning_bypass import ResTuningBypass
 from .spt import SPT, SPTAdapter
 from .ssf import SSF
+from .stoch_norm import StochNorm
 from .subspace import Subspace
 from .t_few import TFew
 from .tinytl import TinyTL
@@ -86,7 +95,9 @@ __all__ = [  # one a line, so that two new methods do not meet
     "Attempt",
     "Bapna",
     "BitFit",
+    "BiTuning",
     "BlockDrop",
+    "BSS",
     "CoCoOp",
     "Compacter",
     "Consolidator",
@@ -94,7 +105,11 @@ __all__ = [  # one a line, so that two new methods do not meet
     "Convpass",
     "CoOp",
     "DeFo",
+    "CoTuning",
+    "DELTA",
     "DiffPruning",
+    "Distillation",
+    "DistillationTokens",
     "DoRA",
     "DynamicRankDoRA",
     "EarlyExit",
@@ -111,6 +126,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "KgCoOp",
     "KnowledgeAdapter",
     "L2P",
+    "L2SP",
     "LayerNormTuning",
     "LHUC",
     "LinearProbe",
@@ -118,6 +134,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "LoRAFA",
     "LowRankAdapter",
     "LST",
+    "LWF",
     "MADX",
     "MADXLanguage",
     "MAM",
@@ -141,6 +158,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "SPT",
     "SPTAdapter",
     "SSF",
+    "StochNorm",
     "Subspace",
     "TFew",
     "TinyTL",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -29,7 +29,7 @@ class FullFineTuning(Method):
     """
 
     name = "full"
-    aliases = ("full-fine-tuning", "fine-tuning")
+    aliases: ClassVar[tuple[str, ...]] = ("full-fine-tuning", "fine-tuning")
     route = "few weights"
     paper = "Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers, NAACL 2019, arXiv:1810.04805"
     trains = "every weight of the model"

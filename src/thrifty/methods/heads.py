@@ -111,5 +111,5 @@ def last_linear(model: nn.Module, example: Example) -> str:
     path, last, out = called[-1] if called else ("", model, answer)
     if not hasattr(last, "in_features") or answer.shape[-1:] != out.shape[-1:] and answer.numel() != out.numel():
         raise Unfit(f"{type(model).__name__} does not end in a linear layer but in {path or 'none'!r} ({type(last).__name__}), so "
-                    "it cannot have a head for each task")
+                    "what reads its features is not known")
     return path

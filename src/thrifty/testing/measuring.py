@@ -108,8 +108,8 @@ def equal(a: Tensor, b: Tensor) -> bool:
 
 
 def gradients(at: Attachment) -> dict[str, Tensor]:
-    """The gradients that there are, by name; a compiled graph gives zeros where there is none, so those do not count."""
-    return {n: p.grad.clone() for n, p in at.named_parameters() if p.grad is not None and p.grad.any()}
+    """The gradients that there are, by name."""
+    return {n: p.grad.clone() for n, p in at.named_parameters() if p.grad is not None}
 
 
 def alike(a: dict[str, Tensor], b: dict[str, Tensor], what: str) -> None:

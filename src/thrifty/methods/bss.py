@@ -1,0 +1,97 @@
+"""BSS, batch spectral shrinkage: Catastrophic Forgetting Meets Negative Transfer: Batch Spectral Shrinkage for Safe Transfer
+Learning (Chen, Wang, Fu, Long, Wang; NeurIPS 2019)."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..core import Method, need
+from .full import FullFineTuning
+from .outer import Outer
+from .reading import find_reader
+from .side import SideTap, asked
+
+if TYPE_CHECKING:
+    from ..core import Attachment
+
+
+@dataclass
+class BSS(Outer):
+    """Another method, with the smallest singular values of what the head reads, F [batch, d], pushed to zero:
+
+        L + eta sum_{i = 1..k} sigma_{-i}(F)²
+
+    where sigma_{-i} is the i-th smallest of the min(batch, d) singular values; F is not centred. ``around`` is the method's name,
+    full fine-tuning by default, ``settings_of`` its settings; "l2-sp" and "delta" are what the authors combine it with.
+    """
+
+    name = "bss"
+    aliases = ("batch-spectral-shrinkage",)
+    route = "few weights"
+    paper = "Chen et al., Catastrophic Forgetting Meets Negative Transfer: Batch Spectral Shrinkage, NeurIPS 2019"
+    trains = "what the method trains that it goes around, by default every weight"
+    inference = "that method's"
+    rate = FullFineTuning.rate
+
+    around: str = "full"
+    settings_of: dict[str, Any] = field(default_factory=dict)
+    eta: float = 1e-3
+    k: int = 1
+
+    def check(self) -> None:
+        """Something is shrunk, of another method that is fit."""
+        need(self.eta >= 0, self, "eta", "at least 0")
+        need(self.k >= 1, self, "k", "at least 1")
+        need(self.around.strip().lower() not in (self.name, *self.aliases), self, "around", "another method")
+        super().check()
+
+    def inner(self) -> Method:
+        """The method whose loss the term is added to."""
+        from . import make
+
+        return make(self.around, **self.settings_of)
+
+    def start_rate(self) -> float:
+        """The other method's."""
+        return self.inner().start_rate()
+
+    def attach(self, at: Attachment, batches: Iterable[Any] | None = None) -> None:
+        """The other method, and a tap where the head reads.
+
+        Raises:
+            Unfit: the model does not answer from one vector per example.
+        """
+        super().attach(at, batches)
+        at.put(find_reader(at), SideTap, port="call", cut=False)
+
+    def loss(self, at: Attachment, task: Any, model: Any, batch: Any) -> tuple[Tensor, int]:
+        """The other method's, and eta times the shrunk part of the spectrum of this batch."""
+        mean, count = super().loss(at, task, model, batch)
+        key = asked(_tap(at).path)
+        features = next(iter(at.context.taps.pop(key).values()))
+        return mean + self.eta * smallest(features, self.k), count
+
+    def finish(self, at: Attachment) -> None:
+        """The other method's; the tap is no longer needed."""
+        super().finish(at)
+        at.take_away(_tap(at).key)
+
+
+def _tap(at: Attachment) -> Any:
+    """The plan's row of the tap, which was put last."""
+    return next(row for row in reversed(at.plan) if row.edit == SideTap.registered and row.role == "head")
+
+
+def smallest(features: Tensor, k: int) -> Tensor:
+    """The sum of the squares of the ``k`` smallest singular values of ``features`` [n, d].
+
+    They are the smallest eigenvalues of the Gram matrix, whose gradient, unlike that of singular vectors, exists where values
+    coincide. In float64 where there is any: squaring costs half of the digits.
+    """
+    wide = features if features.device.type == "mps" else features.double()
+    gram = wide @ wide.T if len(wide) <= wide.shape[1] else wide.T @ wide
+    return torch.linalg.eigvalsh(gram)[:k].clamp(min=0).sum().to(torch.float32 if features.dtype != torch.float64 else wide.dtype)
