@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Still(Edit):
     """Before the model runs in training mode, every frozen module below it is put into evaluation mode; edits stay as they are.
 
-    Modules that decide by their mode whether to recompute (gradient checkpointing) keep it, as they drop nothing themselves;
+    Modules that recompute in the backward pass (gradient checkpointing) do so in training mode alone, and keep it;
     without ``recompute`` they do not, for methods that keep no graph of the backbone.
     """
 
@@ -32,7 +32,7 @@ class Still(Edit):
         """All arguments of the model, as they are."""
         if self.training:
             for path, module in self.site.module.named_modules():
-                decides = self.recompute and hasattr(module, "gradient_checkpointing")
+                decides = self.recompute and getattr(module, "gradient_checkpointing", False)
                 if path and module.training and not owned(path) and not decides:
                     module.training = False
         return args, kwargs
