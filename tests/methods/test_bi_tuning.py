@@ -52,7 +52,7 @@ def test_each_class_has_a_queue_and_a_place_in_it() -> None:
 
 def test_the_loss_is_recomputed_sample_by_sample() -> None:
     model, mine = network(), batch()
-    method = thrifty.BiTuning(keys=3, width=4, trade_off=0.5, view="same", head_rate=1.0)
+    method = thrifty.BiTuning(keys=3, width=4, trade_off=0.5, view="same", head_factor=1.0)
     at = attach(model, method)
     its = Two(task(model).backbone, ["c0", "c1", "c2"])
     model.eval()

@@ -120,7 +120,7 @@ def test_the_loss_is_that_of_both_heads() -> None:
 
 def test_without_weight_it_is_fine_tuning() -> None:
     answers = []
-    for method in (thrifty.CoTuning(weight=0.0), thrifty.FullFineTuning(head_rate=10.0)):
+    for method in (thrifty.CoTuning(weight=0.0), thrifty.FullFineTuning(head_factor=10.0)):
         model = network()
         at = attach(model, method, batches=batches(), source_head=old_head())
         steps(at, method, task(model))

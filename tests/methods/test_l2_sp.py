@@ -61,7 +61,7 @@ def test_the_words_of_a_language_model_are_no_head() -> None:
 
 def test_without_weights_it_is_fine_tuning() -> None:
     answers = []
-    for method in (thrifty.L2SP(alpha=0.0, beta=0.0, head_rate=1.0), thrifty.FullFineTuning()):
+    for method in (thrifty.L2SP(alpha=0.0, beta=0.0, head_factor=1.0), thrifty.FullFineTuning()):
         model = network()
         at = attach(model, method)
         optimiser = torch.optim.AdamW(method.groups(at, 1e-2, 0.0))
@@ -92,7 +92,7 @@ def test_the_head_learns_faster_and_nothing_decays() -> None:
     assert {id(p) for group in groups if group["lr"] == 1e-2 for p in group["params"]} == head
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     assert {group["lr"] for group in groups} == {1e-3, 1e-2} and groups[0]["lr"] == 1e-3
-    full = thrifty.FullFineTuning(head_rate=5.0)
+    full = thrifty.FullFineTuning(head_factor=5.0)
     at.detach()
     found = full.groups(attach(model, full), 1e-3, 0.5)
     assert {(group["lr"], group["weight_decay"]) for group in found} == {(1e-3, 0.5), (1e-3, 0.0), (5e-3, 0.5), (5e-3, 0.0)}
@@ -103,7 +103,7 @@ def test_published_count() -> None:
     assert count(thrifty.attach(resnet50(200), thrifty.L2SP())) == 23_508_032 + 2049 * 200
 
 
-@pytest.mark.parametrize("settings", [{"alpha": -1.0}, {"beta": -0.1}, {"head_rate": 0.0}])
+@pytest.mark.parametrize("settings", [{"alpha": -1.0}, {"beta": -0.1}, {"head_factor": 0.0}])
 def test_refused_settings(settings: dict[str, float]) -> None:
     with pytest.raises(NoSuchSetting, match=next(iter(settings))):
         find("l2sp").make(**settings).check()

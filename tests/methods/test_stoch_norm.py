@@ -72,7 +72,7 @@ def test_gradients_flow_through_the_branch_that_was_drawn() -> None:
 
 def test_p_one_is_ordinary_fine_tuning() -> None:
     answers = []
-    for method in (thrifty.StochNorm(p=1.0), thrifty.FullFineTuning(head_rate=10.0)):
+    for method in (thrifty.StochNorm(p=1.0), thrifty.FullFineTuning(head_factor=10.0)):
         model = network()
         at = attach(model, method)
         steps(at, method, task(model))

@@ -59,7 +59,7 @@ class BiTuning(FullFineTuning):
     trains = "every weight of the model, by contrast too"
     second_view = True
 
-    head_rate: float = 10.0
+    head_factor: float = 10.0
     keys: int = 40
     width: int = 128
     momentum: float = 0.999

@@ -41,7 +41,7 @@ class CoTuning(FullFineTuning):
     trains = "every weight of the model, and the classifier it came with"
     needs = "the head of a trained classifier"
 
-    head_rate: float = 10.0
+    head_factor: float = 10.0
     weight: float = 2.3
     relationship: str = "reverse"
     calibration: float = 1.0

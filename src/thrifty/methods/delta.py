@@ -51,7 +51,7 @@ class DELTA(FullFineTuning):
     paper = "Li et al., DELTA: DEep Learning Transfer using Feature Map with Attention, ICLR 2019, arXiv:1901.09229"
     trains = "every weight of the model, whose feature maps are held at those of the source"
 
-    head_rate: float = 10.0
+    head_factor: float = 10.0
     alpha: float = 0.01
     beta: float = 0.01
     attention: bool = True

@@ -25,7 +25,7 @@ class FullFineTuning(Method):
     """Every parameter trains in place, and batch-norm statistics move; what the model itself keeps fixed stays fixed.
 
     Fixed are parameters that did not require a gradient when the model came, such as sinusoidal position tables. The head, which
-    starts from nothing, learns ``head_rate`` times as fast as the rest; 10 is usual for images.
+    starts from nothing, learns ``head_factor`` times as fast as the rest; 10 is usual for images.
     """
 
     name = "full"
@@ -36,11 +36,11 @@ class FullFineTuning(Method):
     inference = "none; a whole model per task on disk"
     rate = 2e-5
 
-    head_rate: float = 1.0
+    head_factor: float = 1.0
 
     def check(self) -> None:
         """The head learns."""
-        need(self.head_rate > 0, self, "head_rate", "positive")
+        need(self.head_factor > 0, self, "head_factor", "positive")
 
     def attach(self, at: Attachment, batches: Iterable[Any] | None = None) -> None:
         """Claim every parameter, and the buffers of every batch norm."""
@@ -53,18 +53,18 @@ class FullFineTuning(Method):
                           if isinstance(module, _BatchNorm) and not owned(path) for name, _ in module.named_buffers(recurse=False)])
 
     def new_layers(self, at: Attachment) -> list[str]:
-        """What learns at ``head_rate`` times the rate, by its names among what ``at`` trains: the head."""
+        """What learns at ``head_factor`` times the rate, by its names among what ``at`` trains: the head."""
         return head_names(at)
 
     def groups(self, at: Attachment, rate: float, decay: float) -> list[dict[str, Any]]:
         """As for every method; where the head learns faster than the rest, it has groups of its own, behind the others."""
         groups = super().groups(at, rate, decay)
-        if self.head_rate == 1:
+        if self.head_factor == 1:
             return groups
         named, new = dict(at.named_parameters()), self.new_layers(at)
         fast = {id(named[name]) for name in new}
         split = [{**group, "params": [p for p in group["params"] if (id(p) in fast) == is_new], "lr": rate * factor}
-                 for is_new, factor in ((False, 1.0), (True, self.head_rate)) for group in groups]
+                 for is_new, factor in ((False, 1.0), (True, self.head_factor)) for group in groups]
         return [group for group in split if group["params"]]
 
 

@@ -33,7 +33,7 @@ class L2SP(FullFineTuning):
     paper = "Li et al., Explicit Inductive Bias for Transfer Learning with Convolutional Networks, ICML 2018, arXiv:1802.01483"
     trains = "every weight of the model, drawn back to the pretrained ones"
 
-    head_rate: float = 10.0
+    head_factor: float = 10.0
     alpha: float = 0.01
     beta: float = 0.01
 

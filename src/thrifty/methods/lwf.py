@@ -34,7 +34,7 @@ class LWF(FullFineTuning):
     trains = "every weight of the model, and the classifier it came with"
     needs = "the head of a trained classifier"
 
-    head_rate: float = 10.0
+    head_factor: float = 10.0
     weight: float = 4.0
     temperature: float = 3.0
 

@@ -70,7 +70,7 @@ class StochNorm(FullFineTuning):
     paper = "Kou et al., Stochastic Normalization, NeurIPS 2020"
     trains = "every weight of the model, through batch norms that forget half of each batch"
 
-    head_rate: float = 10.0
+    head_factor: float = 10.0
     p: float = 0.5
 
     def check(self) -> None:

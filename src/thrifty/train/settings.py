@@ -50,7 +50,7 @@ class Settings:
     batch: int = said(32, "rows per process that go through the model at once")
     accumulate: int = said(1, "batches that are summed up before each step")
     rate: float | None = said(None, "peak learning rate (default: by method, see thrifty.train.rates)")
-    head_rate: float | None = said(None, "peak learning rate of the head (default: rate)")
+    head_rate: float | None = said(None, "peak learning rate of the head, whatever the method says (default: rate)")
     decay: float = said(0.0, "weight decay of tensors with two or more dimensions")
     warmup: float = said(0.06, "share of the steps over which the rate rises from zero")
     schedule: Literal["linear", "cosine", "constant"] = said("linear", "how the rate falls after the warm-up")
