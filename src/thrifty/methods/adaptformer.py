@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core import Method, Site, need, register
 from .bottleneck import Beside, Tap
 from .stream import halves, laid_out
-from .tower import tower
+from .tower import choose, image_tower
 
 if TYPE_CHECKING:
     from ..core import Attachment
@@ -69,7 +69,7 @@ class AdaptFormer(Method):
         Raises:
             Unfit: the model has no pre-norm blocks over patches.
         """
-        for half in halves(at, tower(at, self.where).blocks):
+        for half in halves(at, choose(at, image_tower(at)[1], self.where)):
             reads = half.reads if self.pre_norm else half.second
             at.put(reads, Tap, key=reads.path)
             at.put(half.block, BesideNetwork, key=reads.path, width=half.second.dout, **self.numbers(half.block))

@@ -17,7 +17,7 @@ from .bottleneck import Tap
 from .conv_branch import ConvAside, ConvBranch, FinalNorm
 from .operations import by_block
 from .stream import Halves, Join, halves, join
-from .tower import tower
+from .tower import choose, image_tower, specials
 
 if TYPE_CHECKING:
     from ..core import Attachment
@@ -41,7 +41,7 @@ class ConvAdapter(Method):
     stages have an adapter, too. In a Swin it is the attention, over the map of tokens before they are shifted, and K is 7.
 
     alpha starts at one and the convolutions as the trunk's own do, so the model does not start as the base, unless ``zero``
-    names "pointwise" (W_pw, b_pw) or "alpha". Beside the adapters: in a trunk with batch norms a new one before the pooling
+    names "pointwise" (W_pw, b_pw) or "alpha". Beside the adapters: in a trunk with batch norms a new one behind the last block
     (``final_norm``), and running statistics that move and are saved (``statistics``); in others every layer norm. ``unfreeze``:
     "layernorm" says so, "none" does not, "norm" trains batch norms' scales and shifts as well, "bias" every bias. The paper's
     ``reduction`` is 4, its code's 8.
@@ -126,12 +126,12 @@ class ConvAdapter(Method):
 
     def _over_windows(self, at: Attachment) -> None:
         """Swin: the tokens of a stage are a map."""
-        found = tower(at, self.where)
-        if found.special:
-            raise Unfit(f"{type(at.model).__name__} has {found.special} special tokens in front of its patches, which are no place "
+        blocks = choose(at, image_tower(at)[1], self.where)
+        if special := specials(at.model):
+            raise Unfit(f"{type(at.model).__name__} has {special} special tokens in front of its patches, which are no place "
                         "of an image: Conv-Adapter is for convolutional trunks and for Swin, Convpass for such transformers")
         start: dict[str, Any] = {"act": "gelu", "init": "default"}
-        for half in halves(at, found.blocks):
+        for half in halves(at, blocks):
             if self.design.startswith("res"):
                 self._put(at, half.block, WINDOW, width=half.first.dout, tokens=True, **start)
             else:

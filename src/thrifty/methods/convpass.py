@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core import Method, Site, need, register
 from .drop_path import DropPath
 from .stream import Aside, halves, join
-from .tower import as_map, as_tokens, tower
+from .tower import as_map, as_tokens, choose, image_tower, specials
 
 if TYPE_CHECKING:
     from ..core import Attachment
@@ -97,10 +97,10 @@ class Convpass(Method):
         Raises:
             Unfit: the model has no pre-norm blocks over patches.
         """
-        found = tower(at, self.where)
-        for i, half in enumerate(halves(at, found.blocks)):
-            numbers = {"rank": self.rank, "special": found.special, "scale": self.scale, "init": self.init,
-                       "dropout": self.dropout, "drop_path": self.drop_path * i / max(1, len(found.blocks) - 1)}
+        blocks = choose(at, image_tower(at)[1], self.where)
+        for i, half in enumerate(halves(at, blocks)):
+            numbers = {"rank": self.rank, "special": specials(at.model), "scale": self.scale, "init": self.init,
+                       "dropout": self.dropout, "drop_path": self.drop_path * i / max(1, len(blocks) - 1)}
             first, second = ([half.first] if self.beside != "mlp" else []), ([half.second] if self.beside != "attn" else [])
             for norm in (*first, *second):
                 at.put(norm, Bypass, key=norm.path, **numbers)

@@ -14,7 +14,8 @@ from ..core.errors import Unfit
 from ..core.probe import guess_example, run_once
 from .feature_head import put_head
 from .still import keep_still
-from .tokens import GATHERED, Tokens, TokensRead, choose, last_norm, specials, tower
+from .tokens import GATHERED, Tokens, TokensRead, last_norm, tower
+from .tower import choose, specials
 
 if TYPE_CHECKING:
     from ..core import Attachment

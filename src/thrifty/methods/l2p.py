@@ -14,7 +14,8 @@ from ..core import Edit, Method, Site, need, register
 from ..core.errors import NoSuchSetting, NoSuchSite, Unfit
 from .side import place
 from .still import keep_still
-from .tokens import TokensRead, last_norm, specials, tower
+from .tokens import TokensRead, last_norm, tower
+from .tower import specials
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -14,7 +14,7 @@ from ..core import Edit, Method, Site, need, register
 from ..core.errors import CannotMerge, NoSuchSetting, Unfit
 from .operations import by_block
 from .stream import halves
-from .tower import tower
+from .tower import choose, image_tower
 
 if TYPE_CHECKING:
     from ..core import Attachment
@@ -112,7 +112,7 @@ class RepAdapter(Method):
         Raises:
             Unfit: the model has no blocks over patches of one attention, or one convolution, and one feed-forward network.
         """
-        blocks = tower(at, self.where).blocks
+        blocks = choose(at, image_tower(at)[1], self.where)
         pairs = _convolutional(at, blocks) or _attentive(at, blocks)
         for first, second in pairs:
             for place, port, readers in (first, second) if self.beside == "both" else (first,):

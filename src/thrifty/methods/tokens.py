@@ -6,20 +6,18 @@ from it.
 from __future__ import annotations
 
 import math
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core import Edit, Shared, Site, register
-from ..core.errors import NoSuchSite, Unfit
+from ..core.errors import Unfit
+from .tower import image_tower, shared
 
 if TYPE_CHECKING:
     from ..core import Attachment
 
-# How models call the tokens that stand in front of the patches.
-SPECIAL = ("cls_token", "class_token", "class_embedding", "distillation_token", "dist_token", "reg_token", "register_tokens")
 GATHERED = "what the learned tokens became"
 
 
@@ -102,21 +100,16 @@ class TokensRead(Edit):
 
 
 def tower(at: Attachment) -> tuple[Site, list[Site]]:
-    """The patch embedding, and the blocks of the tower that it begins.
+    """The patch embedding, and the blocks of the tower that it begins, where tokens have a place.
 
     Raises:
         Unfit: the model has no patches, or its attention is tied to their grid (Swin, BEiT).
     """
-    kind = type(at.model).__name__
-    try:
-        patch, blocks = at.sites("patch")[0], at.sites("block")
-    except NoSuchSite:
-        raise Unfit(f"{kind} does not cut images into patches for blocks of attention, so tokens have no place in it") from None
-    near = max(shared(patch.path, b.stack) for b in blocks)
-    found = [b for b in blocks if shared(patch.path, b.stack) == near]
+    kind, (patch, found) = type(at.model).__name__, image_tower(at)
     if len({b.path.rpartition(".")[0] for b in found}) > 1:
         raise Unfit(f"{kind} has several stages of blocks: tokens cannot pass its windows and its merging of patches; this "
                     "method needs a plain vision transformer")
+    near = shared(patch.path, found[0].stack)
     grid = [n for n, _ in at.model.named_parameters() if "relative_position_bias" in n and shared(n, found[0].path) >= near]
     if grid:
         raise Unfit(f"{kind} adds a bias for each pair of patches ({grid[0]!r}), which does not grow with tokens; this method "
@@ -124,31 +117,6 @@ def tower(at: Attachment) -> tuple[Site, list[Site]]:
     if not any(s.path.startswith(found[0].path + ".") for s in at.sites("attn.?")):
         raise Unfit(f"{found[0].path!r} ({type(found[0].module).__name__}) computes no attention over patches")
     return patch, found
-
-
-def choose(at: Attachment, blocks: list[Site], where: str) -> list[Site]:
-    """Those of the tower's ``blocks`` that ``where`` names.
-
-    Raises:
-        NoSuchSite: none.
-    """
-    chosen = [b for b in at.sites(where) if any(b.path == t.path for t in blocks)]
-    if not chosen:
-        raise NoSuchSite(f"{where!r} names no block of the tower of {type(at.model).__name__} that reads images "
-                         f"({blocks[0].path!r} to {blocks[-1].path!r})")
-    return chosen
-
-
-def shared(a: str, b: str) -> int:
-    """How many leading parts two paths share."""
-    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(a.split("."), b.split("."), strict=False))))
-
-
-def specials(model: nn.Module) -> int:
-    """How many tokens stand in front of the patches."""
-    if isinstance(known := getattr(model, "num_prefix_tokens", None), int):  # timm says so itself
-        return known
-    return sum(p.shape[-2] if p.dim() == 3 else 1 for n, p in model.named_parameters() if n.rpartition(".")[2] in SPECIAL)
 
 
 def span_of(patch: Site, width: int) -> float:

@@ -6,7 +6,6 @@ Swin Transformer (Liu et al., ICCV 2021, arXiv:2103.14030), where there are none
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -22,32 +21,44 @@ if TYPE_CHECKING:
 SPECIAL = ("cls_token", "class_token", "class_embedding", "distillation_token", "dist_token", "reg_token", "register_tokens")
 
 
-@dataclass(frozen=True)
-class Tower:
-    """Blocks over patches of images; ``special`` tokens stand in front of the patches."""
-
-    blocks: list[Site]
-    special: int
-
-
-def tower(at: Attachment, where: str) -> Tower:
-    """Those blocks that ``where`` names and that read images, in order.
+def image_tower(at: Attachment) -> tuple[Site, list[Site]]:
+    """The patch embedding, and the blocks that read its patches, in order.
 
     Raises:
-        NoSuchSite: ``where`` names none of them.
         Unfit: the model does not cut images into patches for a stack of blocks.
     """
-    kind = type(at.model).__name__
     try:
-        patch, every = at.sites("patch")[0], at.sites("block")
+        patch, blocks = at.sites("patch")[0], at.sites("block")
     except NoSuchSite:
-        raise Unfit(f"{kind} does not cut images into patches for a stack of blocks, as vision transformers do") from None
-    near = max(_shared(patch.path, b.stack) for b in every)
-    own = [b.path for b in every if _shared(patch.path, b.stack) == near]
-    chosen = [b for b in at.sites(where) if b.path in own]
+        raise Unfit(f"{type(at.model).__name__} does not cut images into patches for a stack of blocks, as vision transformers "
+                    "do") from None
+    near = max(shared(patch.path, b.stack) for b in blocks)
+    return patch, [b for b in blocks if shared(patch.path, b.stack) == near]
+
+
+def choose(at: Attachment, blocks: list[Site], where: str) -> list[Site]:
+    """Those of the tower's ``blocks`` that ``where`` names.
+
+    Raises:
+        NoSuchSite: none.
+    """
+    chosen = [b for b in at.sites(where) if any(b.path == t.path for t in blocks)]
     if not chosen:
-        raise NoSuchSite(f"{where!r} names no block of {kind} that reads images: those are {own[0]!r} to {own[-1]!r}")
-    return Tower(chosen, _special(at.model))
+        raise NoSuchSite(f"{where!r} names no block of the tower of {type(at.model).__name__} that reads images "
+                         f"({blocks[0].path!r} to {blocks[-1].path!r})")
+    return chosen
+
+
+def specials(model: nn.Module) -> int:
+    """How many tokens stand in front of the patches."""
+    if isinstance(known := getattr(model, "num_prefix_tokens", None), int):  # timm says so itself
+        return known
+    return sum(p.shape[-2] if p.dim() == 3 else 1 for n, p in model.named_parameters() if n.rpartition(".")[2] in SPECIAL)
+
+
+def shared(a: str, b: str) -> int:
+    """How many leading parts two paths share."""
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(a.split("."), b.split("."), strict=False))))
 
 
 def as_map(site: Site, t: Tensor, special: int = 0) -> Tensor:
@@ -68,14 +79,3 @@ def as_map(site: Site, t: Tensor, special: int = 0) -> Tensor:
 def as_tokens(m: Tensor) -> Tensor:
     """m [batch, d, height, width] -> [batch, height · width, d], in rows of the grid."""
     return m.flatten(2).transpose(1, 2)
-
-
-def _shared(a: str, b: str) -> int:
-    """How many leading parts two paths share."""
-    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(a.split("."), b.split("."), strict=False))))
-
-
-def _special(model: nn.Module) -> int:
-    if isinstance(known := getattr(model, "num_prefix_tokens", None), int):  # timm says so itself
-        return known
-    return sum(p.shape[-2] if p.dim() == 3 else 1 for n, p in model.named_parameters() if n.rpartition(".")[2] in SPECIAL)

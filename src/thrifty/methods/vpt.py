@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from ..core import Method, need
 from ..core.errors import Unfit
 from .still import keep_still
-from .tokens import Projection, Tokens, TokensOff, choose, span_of, specials, tower
+from .tokens import Projection, Tokens, TokensOff, span_of, tower
+from .tower import choose, specials
 from .windows import put_in_windows, windowed
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from ..core.hooks import main
 from .feature_head import head_of, lasso, narrow, put_head, select
 from .side import SideTap, asked, hear
 from .still import keep_still
-from .tokens import choose, span_of, tower
+from .tokens import span_of, tower
+from .tower import choose
 
 if TYPE_CHECKING:
     from ..core import Attachment

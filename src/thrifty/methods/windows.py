@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..core import AttentionEdit, Edit, Site, register
 from ..core.errors import DeadEdit, NoSuchSite, Unfit
 from ..core.site import at_path
-from .tokens import choose, span_of
+from .tokens import span_of
+from .tower import choose
 
 if TYPE_CHECKING:
     from ..core import Attachment
