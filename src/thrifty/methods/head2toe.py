@@ -16,7 +16,7 @@ from ..core.site import at_path
 from .group_lasso import Recipe, choose_fraction, divide, fit, join, score, select, unit
 from .heads import last_linear
 from .pooled_taps import TOKENS, BatchRows, Place, PooledTap, find_places
-from .tokens import SPECIAL
+from .tower import SPECIAL
 
 if TYPE_CHECKING:
     from ..core import Attachment
