@@ -44,8 +44,8 @@ CASES = {
     "gbc, a class of one": (rank.gbc(F6, LONELY), -0.00437426),
     "gbc of equal classes": (rank.gbc([[0.0], [1], [0], [1]], [0, 0, 1, 1]), -2.0),
     "otce": (rank.otce([[0], [1], [4]], [0, 0, 1], [[0.5], [3], [5]], [0, 1, 1]), -0.4620981204),
-    "parc": (rank.parc(PARC, [0, 0, 1, 1, 2]), -34.8155311911),
-    "parc, rounded as by the authors": (rank.parc(PARC, [0, 0, 1, 1, 2], compat="dbolya"), -35.4649519007),
+    "parc": (rank.parc(PARC, [0, 0, 1, 1, 2]), -35.4649519007),
+    "parc, with equal ranks for equal distances": (rank.parc(PARC, [0, 0, 1, 1, 2], ties="equal"), -34.8155311911),
     "sfda": (rank.sfda(F6, Y6), 0.9999999999943),
     "sfda, a class of one": (rank.sfda(F6, LONELY), 0.95599934),
 }
