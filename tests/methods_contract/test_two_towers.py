@@ -9,9 +9,11 @@ from thrifty.testing import PROMISES, contract, tiny
 SETTINGS: dict[str, dict[str, object]] = {
     "coop": {"length": 3}, "cocoop": {"words": "a photo", "reduction": 4}, "kgcoop": {}, "prograd": {"length": 5},
     "defo": {"queries": 5, "length": 2},
+    "clip-adapter": {}, "taskres": {}, "clip-lora": {"dropout": 0.0}, "lp++": {}, "tip-adapter": {}, "tip-adapter-f": {},
+    "sus-x": {}, "ape": {}, "ape-t": {},
     "maple": {"depth": 2}, "ivlp": {"text_depth": 2, "image_depth": 2}, "promptsrc": {"text_depth": 2, "image_depth": 2},
 }
-COMPILED = ("coop", "cocoop", "maple", "defo")
+COMPILED = ("coop", "cocoop", "maple", "defo", "clip-adapter", "taskres", "lp++", "sus-x", "ape", "ape-t")
 NEEDY = [name for name, method in CATALOGUE.items() if method.needs == "an image-text model"]
 
 

@@ -15,6 +15,8 @@ from thrifty.clip.towers import Towers, towers
 class Place(nn.Module):
     """Gives back what it is given: a place with a name, where methods change what passes."""
 
+    texts: Texts
+
     def forward(self, x: Tensor) -> Tensor:
         """x as it is."""
         return x
@@ -46,14 +48,19 @@ class TextTower(nn.Module):
 class Scores(nn.Module):
     """s cos(image, class) + b, from unit features, with the scale s and shift b that the model was trained with."""
 
+    texts: Texts
+
     def __init__(self, towers: Towers) -> None:
         super().__init__()
         self.towers = towers
 
+    def cosines(self, image: Tensor, classes: Tensor) -> Tensor:
+        """image [B, d], classes [K, d], or [B, K, d] where each picture has its own -> [B, K]."""
+        return image @ classes.T if classes.dim() == 2 else torch.einsum("bd,bkd->bk", image, classes)
+
     def forward(self, image: Tensor, classes: Tensor) -> Tensor:
-        """image [B, d], classes [K, d], or [B, K, d] where each picture has its own -> logits [B, K]."""
-        cosines = image @ classes.T if classes.dim() == 2 else torch.einsum("bd,bkd->bk", image, classes)
-        logits, shift = self.towers.scale() * cosines, self.towers.shift()
+        """The same two -> logits [B, K]."""
+        logits, shift = self.towers.scale() * self.cosines(image, classes), self.towers.shift()
         return logits if shift is None else logits + shift
 
 
@@ -98,7 +105,8 @@ class ImageTextModel(nn.Module):
         Raises:
             BadData: names that read alike, or that are longer than the text tower reads. NoSuchSetting: see ``resolve``.
         """
-        self.text.texts = Texts(self.reader, labels, templates, self.towers.context, self.towers.causal)
+        texts = Texts(self.reader, labels, templates, self.towers.context, self.towers.causal)
+        self.text.texts = self.classes.texts = self.scores.texts = texts
 
     def path(self, within: str) -> str:
         """The path, in this module, of what the towers call ``within``."""

@@ -73,7 +73,7 @@ def finish(at: Attachment, example: Example | None, check: bool) -> None:
     """End of building: refuse what is half done, dead or empty, and start to watch the gradients."""
     if at.tied == "refuse":
         ledgers.refuse_tied(at.model, {r.path: at.model.get_submodule(r.path) for r in at.plan if r.path})
-    if not at.parameters():
+    if not at.parameters() and not ((at.method is None or at.method.solved) and at.state()):
         raise NothingTrains(f"nothing trains: {type(at.method).__name__} put no edit with parameters on "
                             f"{type(at.model).__name__} and named no parameter of it")
     if frozen := [n for n, p in at.named_parameters() if not p.requires_grad]:

@@ -37,6 +37,7 @@ class Method:
     Edit: ClassVar[type[Edit]]
     elsewhere: ClassVar[tuple[str, ...]] = ("where",)  # fields that are not numbers of the edit
     needs: ClassVar[str] = ""  # what it cannot do without: "saved adapters"
+    solved: ClassVar[bool] = False  # whether ``attach`` and ``calibrate`` settle everything, so that no step is taken
     intermittent: ClassVar[bool] = False  # whether some of what trains may sit out any step, and so gets no gradient in it
     second_view: ClassVar[bool] = False  # whether its loss compares two views of each training example, where augmentation has two
     rate: ClassVar[float] = 1e-3  # a learning rate of AdamW to start from
@@ -59,6 +60,10 @@ class Method:
         """Put the method's edits on ``at.model``. ``batches`` is data for methods that look before they decide."""
         for site in at.sites(self.where):
             at.put(site, self.Edit, **self.numbers(site))
+
+    def looks_at(self) -> str:
+        """A folder of pictures by class that ``attach`` is to be shown in the place of training rows; empty for those."""
+        return ""
 
     def loss(self, at: Attachment, task: Any, model: Any, batch: Any) -> tuple[Tensor, int]:
         """The loss on a batch, and how many items it is the mean of: the task's, unless the method trains on another.

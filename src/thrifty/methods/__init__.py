@@ -9,12 +9,15 @@ from .adalora import AdaLoRA
 from .adapter_drop import AdapterDrop
 from .adapter_fusion import AdapterFusion
 from .adaptformer import AdaptFormer
+from .ape import APE, APET
 from .attempt import Attempt
 from .bapna import Bapna
 from .bi_tuning import BiTuning
 from .bitfit import BitFit
 from .block_drop import BlockDrop
 from .bss import BSS
+from .clip_adapter import CLIPAdapter
+from .clip_lora import CLIPLoRA
 from .co_tuning import CoTuning
 from .cocoop import CoCoOp
 from .compacter import Compacter, PHMAdapter
@@ -49,6 +52,7 @@ from .lhuc import LHUC
 from .lora import LoRA
 from .lora_fa import LoRAFA
 from .low_rank_adapter import LowRankAdapter
+from .lp_plus_plus import LPPlusPlus
 from .lst import LST
 from .lwf import LWF
 from .mad_x import MADX, MADXLanguage
@@ -75,8 +79,11 @@ from .spt import SPT, SPTAdapter
 from .ssf import SSF
 from .stoch_norm import StochNorm
 from .subspace import Subspace
+from .sus_x import SuSX
 from .t_few import TFew
+from .task_res import TaskRes
 from .tinytl import TinyTL
+from .tip_adapter import TipAdapter, TipAdapterF
 from .u_tuning import UTuning
 from .udapter import UDapter
 from .unipelt import UniPELT
@@ -92,12 +99,16 @@ __all__ = [  # one a line, so that two new methods do not meet
     "AdapterDrop",
     "AdapterFusion",
     "AdaptFormer",
+    "APE",
+    "APET",
     "Attempt",
     "Bapna",
     "BitFit",
     "BiTuning",
     "BlockDrop",
     "BSS",
+    "CLIPAdapter",
+    "CLIPLoRA",
     "CoCoOp",
     "Compacter",
     "Consolidator",
@@ -133,6 +144,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "LoRA",
     "LoRAFA",
     "LowRankAdapter",
+    "LPPlusPlus",
     "LST",
     "LWF",
     "MADX",
@@ -160,8 +172,12 @@ __all__ = [  # one a line, so that two new methods do not meet
     "SSF",
     "StochNorm",
     "Subspace",
+    "SuSX",
+    "TaskRes",
     "TFew",
     "TinyTL",
+    "TipAdapter",
+    "TipAdapterF",
     "UDapter",
     "UniPELT",
     "URNet",

@@ -22,7 +22,7 @@ from ..core.errors import CannotMerge, HalfAdapted
 from ..core.routing import tell
 from ..core.site import owned
 from ..core.watch import occasional
-from .measuring import TASKS, add, alike, distance, equal, gradients, loss, own_loss, put, same, step, stir, weigh
+from .measuring import TASKS, add, alike, descend, distance, equal, gradients, loss, own_loss, put, same, step, stir, weigh
 from .tiny import Tiny
 
 Promise = Callable[[Method, Tiny], None]
@@ -68,7 +68,7 @@ def sends_gradients(method: Method, backbone: Tiny) -> None:
     stir(at)
     for told in at.tasks or [None]:
         tell(model, told)
-        own_loss(backbone, model, at).backward()
+        descend(own_loss(backbone, model, at))
     for name, p in at.named_parameters():
         if name.removeprefix("base:") in at.wildcard:
             continue
@@ -82,6 +82,8 @@ def sends_gradients(method: Method, backbone: Tiny) -> None:
 def keeps_the_base(method: Method, backbone: Tiny) -> None:
     """Three optimiser steps with weight decay in training mode move what trains, and not one bit of what is frozen."""
     model, at = put(method, backbone)
+    if not at.parameters():  # no step can be taken
+        return
     frozen: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if not p.requires_grad}
     frozen |= {n: b for n, b in model.named_buffers() if n not in at.base and not owned(n)}
     before = {n: t.clone() for n, t in (frozen | at.base).items()}
@@ -143,7 +145,7 @@ def compiles(method: Method, backbone: Tiny) -> None:
     """torch.compile makes one graph of it, with the same output and gradients."""
     model, at = put(method, backbone)
     stir(at)
-    loss(backbone, model).backward()
+    descend(loss(backbone, model))
     wanted = gradients(at)
     plain = backbone.logits(backbone.run(model)).detach()
     model.zero_grad()
@@ -151,7 +153,7 @@ def compiles(method: Method, backbone: Tiny) -> None:
     compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
     out = backbone.logits(backbone.run(compiled))
     assert distance(out.detach(), plain) < 1e-5, f"compiled, {backbone.name} with {method.name} answers something else"
-    weigh(out).backward()
+    descend(weigh(out))
     found = {n: g for n, g in gradients(at).items() if n in wanted or bool(g.any())}  # zero, where none would do, is none
     alike(found, wanted, f"{backbone.name} with {method.name} under torch.compile")
     torch._dynamo.reset()
@@ -229,10 +231,10 @@ def checkpoints(method: Method, backbone: Tiny) -> None:
     """Non-reentrant checkpointing, which runs every hook twice, gives the same gradients."""
     model, at = put(method, backbone)
     stir(at)
-    loss(backbone, model).backward()
+    descend(loss(backbone, model))
     wanted = gradients(at)
     model.zero_grad()
-    weigh(checkpoint(lambda: backbone.logits(backbone.run(model)), use_reentrant=False)).backward()
+    descend(weigh(checkpoint(lambda: backbone.logits(backbone.run(model)), use_reentrant=False)))
     alike(gradients(at), wanted, f"{backbone.name} with {method.name}, checkpointed")
 
 
@@ -246,7 +248,7 @@ def takes_bfloat16(method: Method, backbone: Tiny) -> None:
     assert out.dtype == half.output(half.fresh()).dtype, f"{method.name} changes the output's precision to {out.dtype}"
     assert bool(out.isfinite().all()), f"{method.name} on {backbone.name} in bfloat16 is not finite"
     assert distance(out, before) > 1e-6, f"{method.name} does nothing on {backbone.name} in bfloat16"
-    own_loss(half, model, at).backward()
+    descend(own_loss(half, model, at))
     for name, p in at.named_parameters():
         base = name.startswith("base:")
         assert base or p.dtype == torch.float32, f"{name} trains in {p.dtype}"

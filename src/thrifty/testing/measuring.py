@@ -32,9 +32,13 @@ def add(method: Method, backbone: Tiny, model: nn.Module, name: str = "default",
 
 @torch.no_grad()
 def stir(at: Attachment, seed: int = 1, size: float = 0.1) -> None:
-    """Move every number that ``at`` trains by noise of standard deviation ``size``, where its mask lets it."""
+    """Move every number that ``at`` trains by noise of standard deviation ``size``, where its mask lets it.
+
+    Of an attachment in which nothing trains it is every number that its edits hold.
+    """
     generator = torch.Generator().manual_seed(seed)
-    for name, p in at.named_parameters():
+    held = [(n, b) for e in at.edits.values() for n, b in e.named_buffers() if b.is_floating_point()]
+    for name, p in list(at.named_parameters()) or held:
         noise = size * torch.randn(p.shape, generator=generator)
         mask = at.masks.get(name.removeprefix("base:"))
         p.add_((noise if mask is None else noise * mask.cpu()).to(p))
@@ -44,6 +48,12 @@ def weigh(out: Tensor) -> Tensor:
     """A scalar in which every entry of ``out`` has a weight of its own, so that nothing cancels."""
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(2))
     return (out.float() * weights).sum()
+
+
+def descend(loss: Tensor) -> None:
+    """Gradients of ``loss``, if anything trains; whether all that must has got one is for the caller to ask."""
+    if loss.requires_grad:
+        loss.backward()
 
 
 def loss(backbone: Tiny, model: nn.Module) -> Tensor:

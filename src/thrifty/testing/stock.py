@@ -86,7 +86,7 @@ def build(name: str) -> tuple[nn.Module, str, Callable[[Any], Tensor]]:
         Missing: timm or open_clip cannot be imported.
     """
     if name == "image_text":
-        return _image_text(), "image", main
+        return _image_text(), "pictures", main
     if name in TORCH:
         make, kind = TORCH[name]
         return make(), kind, main

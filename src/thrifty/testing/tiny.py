@@ -121,6 +121,7 @@ def _example(kind: str) -> Example:
         "text": lambda: {"input_ids": ids, "attention_mask": mask},
         "seq2seq": lambda: {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, :4].contiguous()},
         "image": lambda: {"pixel_values": image},
+        "pictures": lambda: {"pixel_values": torch.randn(3, 3, 32, 32)},  # as many as there are classes
         "pair": lambda: {"input_ids": ids, "pixel_values": image},
         "speech": lambda: {"input_features": torch.randn(2, 8, 32), "decoder_input_ids": ids[:, :4].contiguous()},
         "tensor": lambda: image,

@@ -21,6 +21,7 @@ from thrifty.core.watch import occasional
 from thrifty.data import Dataset
 from thrifty.data import Several as SeveralSets
 from thrifty.data.several import each
+from thrifty.data.support import read_support
 from thrifty.methods.heads import heads
 from thrifty.models import Backbone, load, preprocessing, wrap
 from thrifty.models.together import widest
@@ -30,6 +31,7 @@ from thrifty.tasks.task import predicting
 from thrifty.train import chance
 from thrifty.train.checkpoint import Checkpoint, States
 from thrifty.train.interrupt import Interrupted, Wish
+from thrifty.train.lessons import Lessons
 from thrifty.train.log import Log
 from thrifty.train.precision import Precision
 from thrifty.train.processes import Processes, move
@@ -43,13 +45,15 @@ LIMITS = ("max_length", "max_new_tokens", "templates", "metric", "augment")  # s
 
 @dataclass
 class Trained:
-    """One seed when its training is over. ``state`` is kept where the adapter cannot be loaded again from disk."""
+    """One seed when its training is over. ``state`` is kept where the adapter cannot be loaded again from disk; ``notes`` are
+    sentences of the method that a reader should know."""
 
     seed: int
     log: Log
     adapter: Path
     state: States | None
     parameters: dict[str, int]
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -88,23 +92,34 @@ class Job:
         before = snapshot(model)
         assert self.material is not None
         idle = bool(occasional(at)) or type(self.method).step is not Method.step
-        training = Training(at, self.processes.wrap(model, idle), self.task, self.material, self.settings, seed,
-                            self.processes, self.precision)
-        name = f"seed {seed}" if self.settings.seeds > 1 else "training"
+        log = Log(seed, stopped="finished")
+        if not self.method.solved:
+            training = Training(at, self.processes.wrap(model, idle), self.task, self.material, self.settings, seed,
+                                self.processes, self.precision)
+            log = self.run(training, checkpoint)
+        refuse_moved(model, before)
+        trained = self.count()
+        with predicting(model), self.precision.autocast():
+            self.method.calibrate(at, self.task, self.batches(self.task, self.material.validation))
+        self.method.finish(at)
+        return Trained(seed, log, self.save(place / "adapter"), at.state() if self.processes.sharded else None, trained,
+                       list(at.about.get("notes", ())))
+
+    def run(self, training: Training, checkpoint: Checkpoint) -> Log:
+        """All steps of one training, or those that an interrupted one has left.
+
+        Raises:
+            Interrupted: the user asked to stop; the message says how to go on.
+        """
+        name = f"seed {training.log.seed}" if self.settings.seeds > 1 else "training"
         progress, wish = Progress(training.total, 0, name, self.shown and self.processes.main), Wish()
         try:
             with wish.heard():
-                log = training.run(checkpoint, wish, progress, self.resume)
+                return training.run(checkpoint, wish, progress, self.resume)
         except Interrupted as stopped:
             raise Interrupted(f"{name} {stopped}. To go on: the same command with --resume (in Python resume=True)") from None
         finally:
             progress.close()
-        refuse_moved(model, before)
-        trained = self.count()
-        with predicting(model), self.precision.autocast():
-            self.method.calibrate(at, self.task, self.batches(self.material.validation))
-        self.method.finish(at)
-        return Trained(seed, log, self.save(place / "adapter"), at.state() if self.processes.sharded else None, trained)
 
     def prepare(self, seed: int) -> Attachment:
         """A backbone with the method attached, and encoded rows."""
@@ -121,7 +136,7 @@ class Job:
             recompute(model)
         names, widths = (list(self.task.parts), self.task.outputs) if isinstance(self.task, Several) else ([], [])
         at = attach(model, self.method, also_train="|".join(self.task.head_parameters) or None, seed=seed,
-                    example=self.example(), batches=self.batches(self.material.train), tasks=names,
+                    example=self.example(), batches=self.lessons(seed), tasks=names,
                     beside=heads(*widths) if widths and not self.settings.one_head else None, source_head=self.backbone.head)
         if self.settings.start is not None:
             self.left_behind = artifact.begin(at, self.settings.start)
@@ -172,11 +187,18 @@ class Job:
         assert self.material is not None
         return self.task.inputs(self.backbone.model, move(self.task.collate(self.material.train[:2]), self.processes.device))
 
-    def batches(self, examples: list[dict[str, Any]]) -> Iterator[dict[str, Tensor]]:
+    def lessons(self, seed: int) -> Lessons:
+        """What the method is shown when it is attached: training rows, or the pictures of a folder that it asks for."""
+        assert self.material is not None
+        folder = self.method.looks_at()
+        examples = self.task.encode(read_support(folder, self.task.labels or ())) if folder else self.material.train
+        return Lessons(self, examples, seed)
+
+    def batches(self, task: Task, examples: list[dict[str, Any]]) -> Iterator[dict[str, Tensor]]:
         """Encoded rows, in batches that are made when a method asks for the next one; of several tasks those of the widest."""
         rows, size = [example for example in examples if example.get("task") == self.widest], self.settings.batch
         for start in range(0, len(rows), size):
-            batch = move(self.task.collate(rows[start : start + size]), self.processes.device)
+            batch = move(task.collate(rows[start : start + size]), self.processes.device)
             yield {key: value for key, value in batch.items() if isinstance(value, Tensor)}
 
     def identify(self) -> dict[str, Any]:

@@ -36,6 +36,7 @@ def warnings(job: Job, trained: Sequence[Trained]) -> list[str]:
                     f"were left behind: {', '.join(job.left_behind[:3])}.")
     if job.unlike:
         said.append(f"The adapter that training started from saw pictures that were prepared otherwise: {'; '.join(job.unlike)}.")
+    said += dict.fromkeys(note for one in trained for note in one.notes)
     if job.precision.warning:
         said.append(job.precision.warning)
     if job.processes.sharded and job.settings.baselines:
