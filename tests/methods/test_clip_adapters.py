@@ -16,6 +16,7 @@ from thrifty.clip import ImageTextModel
 from thrifty.core.errors import BadData, HalfAdapted, NoSuchSetting, ThriftyError, Unfit
 from thrifty.methods.few_shot import Seen
 from thrifty.methods.lp_plus_plus import begin, gradients, rates, solve
+from thrifty.testing import tiny as stock_tiny
 
 PIXELS = two.pictures(8)
 LABELS = torch.tensor([0, 3, 1, 2, 2, 1, 0, 3])
@@ -152,6 +153,22 @@ def test_clip_lora_in_one_tower_leaves_the_other(encoder: str, moved: str) -> No
 def test_clip_lora_on_siglip() -> None:
     model = two.siglip()
     assert len(put(model, thrifty.CLIPLoRA()).edits) == 18  # and none in the pooling of either tower
+
+
+@pytest.mark.timm
+def test_all_of_them_on_open_clip() -> None:
+    trunk = stock_tiny.make("open_clip").fresh()
+    tokenizer: Any = type("Tokenizer", (), {"sot_token_id": 62, "eot_token_id": 63, "encode": lambda self, text: two.reader()(
+        text, add_special_tokens=False)["input_ids"]})()
+    pixels = two.pictures(8, side=32)
+    for name, edits in (("clip-lora", 12), ("clip-adapter", 1), ("taskres", 1), ("lp++", 1), ("tip-adapter-f", 1), ("ape-t", 1)):
+        model = ImageTextModel(trunk, tokenizer, two.LABELS).eval()
+        at = thrifty.attach(model, thrifty.methods.make(name), batches=[{"pixel_values": pixels, "labels": LABELS}])
+        assert len(at.edits) == edits
+        before = two.logits(model, pixels)
+        shake(at)
+        assert not torch.equal(two.logits(model, pixels), before)
+        at.detach()
 
 
 # -- LP++ -----------------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from thrifty.core.watch import occasional
 from thrifty.data import Dataset
 from thrifty.data import Several as SeveralSets
 from thrifty.data.several import each
-from thrifty.data.support import read_support
 from thrifty.methods.heads import heads
 from thrifty.models import Backbone, load, preprocessing, wrap
 from thrifty.models.together import widest
@@ -31,9 +30,10 @@ from thrifty.tasks.task import predicting
 from thrifty.train import chance
 from thrifty.train.checkpoint import Checkpoint, States
 from thrifty.train.interrupt import Interrupted, Wish
-from thrifty.train.lessons import Lessons
+from thrifty.train.lessons import lessons
 from thrifty.train.log import Log
 from thrifty.train.precision import Precision
+from thrifty.train.predicting import answer
 from thrifty.train.processes import Processes, move
 from thrifty.train.progress import Progress
 from thrifty.train.rates import head_of
@@ -102,8 +102,17 @@ class Job:
         with predicting(model), self.precision.autocast():
             self.method.calibrate(at, self.task, self.batches(self.task, self.material.validation))
         self.method.finish(at)
+        if self.method.solved:
+            self.judge(log)
         return Trained(seed, log, self.save(place / "adapter"), at.state() if self.processes.sharded else None, trained,
                        list(at.about.get("notes", ())))
+
+    def judge(self, log: Log) -> None:
+        """The only evaluation where no step is taken: it says which of several seeds is kept."""
+        assert self.material is not None
+        said = answer(self.task.judge, self.task, self.backbone.model, self.material.validation, self.settings.batch, self.processes,
+                      self.precision)
+        log.judged(0.0, self.task.metrics(said, self.material.table), self.task.metric)
 
     def run(self, training: Training, checkpoint: Checkpoint) -> Log:
         """All steps of one training, or those that an interrupted one has left.
@@ -136,7 +145,7 @@ class Job:
             recompute(model)
         names, widths = (list(self.task.parts), self.task.outputs) if isinstance(self.task, Several) else ([], [])
         at = attach(model, self.method, also_train="|".join(self.task.head_parameters) or None, seed=seed,
-                    example=self.example(), batches=self.lessons(seed), tasks=names,
+                    example=self.example(), batches=lessons(self, seed), tasks=names,
                     beside=heads(*widths) if widths and not self.settings.one_head else None, source_head=self.backbone.head)
         if self.settings.start is not None:
             self.left_behind = artifact.begin(at, self.settings.start)
@@ -186,13 +195,6 @@ class Job:
         """A small batch, as the model itself takes it."""
         assert self.material is not None
         return self.task.inputs(self.backbone.model, move(self.task.collate(self.material.train[:2]), self.processes.device))
-
-    def lessons(self, seed: int) -> Lessons:
-        """What the method is shown when it is attached: training rows, or the pictures of a folder that it asks for."""
-        assert self.material is not None
-        folder = self.method.looks_at()
-        examples = self.task.encode(read_support(folder, self.task.labels or ())) if folder else self.material.train
-        return Lessons(self, examples, seed)
 
     def batches(self, task: Task, examples: list[dict[str, Any]]) -> Iterator[dict[str, Tensor]]:
         """Encoded rows, in batches that are made when a method asks for the next one; of several tasks those of the widest."""

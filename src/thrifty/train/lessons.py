@@ -9,10 +9,22 @@ from torch import Tensor
 
 from thrifty.core.errors import NoSuchSetting
 from thrifty.data.augmenting import find
+from thrifty.data.support import read_support
 from thrifty.tasks.image_classification import ImageClassification
 
 if TYPE_CHECKING:
     from thrifty.train.job import Job
+
+
+def lessons(job: Job, seed: int) -> Lessons:
+    """The training rows, or the pictures of a folder that the method asks for.
+
+    Raises:
+        BadData: see `read_support`.
+    """
+    assert job.material is not None
+    folder = job.method.looks_at()
+    return Lessons(job, job.task.encode(read_support(folder, job.task.labels or ())) if folder else job.material.train, seed)
 
 
 class Lessons:
