@@ -1,4 +1,4 @@
-"""Methods that keep or solve instead of training, from folders of pictures to a run: what trains, what is searched, what is said."""
+"""Methods that keep or solve instead of training, from folders of pictures to a run: what is searched, and what is said."""
 from __future__ import annotations
 
 import json

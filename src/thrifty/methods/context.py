@@ -137,15 +137,15 @@ class Context(Edit):
 
 
 def refuse_others(edit: Any, texts: Any) -> None:
-    """Refuse classes other than those that an edit was trained for.
+    """Refuse classes other than those that an edit was made for.
 
     Raises:
         Unfit: they are; the message says what can serve new classes.
     """
     if edit.names and edit.names != texts.labels:
         new = [label for label in texts.labels if label not in edit.names] or texts.labels
-        raise Unfit(f"{type(edit).__name__} was trained for {len(edit.names)} classes ({', '.join(edit.names[:3])}, …) and has "
-                    f"nothing for {new[0]!r}: vectors that all classes share serve new ones")
+        raise Unfit(f"{type(edit).__name__} was made for {len(edit.names)} classes ({', '.join(edit.names[:3])}, …) and has "
+                    f"nothing for {new[0]!r}: only what all classes share serves new ones")
 
 
 @torch.no_grad()

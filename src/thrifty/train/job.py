@@ -110,8 +110,8 @@ class Job:
     def judge(self, log: Log) -> None:
         """The only evaluation where no step is taken: it says which of several seeds is kept."""
         assert self.material is not None
-        said = answer(self.task.judge, self.task, self.backbone.model, self.material.validation, self.settings.batch, self.processes,
-                      self.precision)
+        said = answer(self.task.judge, self.task, self.backbone.model, self.material.validation, self.settings.batch,
+                      self.processes, self.precision)
         log.judged(0.0, self.task.metrics(said, self.material.table), self.task.metric)
 
     def run(self, training: Training, checkpoint: Checkpoint) -> Log:
