@@ -7,7 +7,7 @@ LoRA+: Efficient Low Rank Adaptation of Large Models (Hayou, Ghosh, Yu; ICML 202
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +99,7 @@ class LoRA(Method):
     inference = "none once merged"
     rate = 5e-4
     Edit = LowRank
-    elsewhere = ("where", "ratio")
+    elsewhere: ClassVar[tuple[str, ...]] = ("where", "ratio")
 
     rank: int = 8
     alpha: float = 16.0

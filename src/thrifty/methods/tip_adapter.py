@@ -46,7 +46,7 @@ class TipAdapter(Method):
     """
 
     name = "tip-adapter"
-    aliases = ("tip",)
+    aliases: ClassVar[tuple[str, ...]] = ("tip",)
     route = "add modules"
     modalities = ("image", "text")
     paper = "Zhang et al., Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification, ECCV 2022, arXiv:2207.09519"
