@@ -52,10 +52,10 @@ class LPPlusPlus(Method):
         z_k = w_k . f + b_k + a_k (f . t_k),   CE;   w starts as the sum of the class's features, a at 250 mean f . t_k
 
     No step size is tuned: the probe's is 4 N / lambda_max(F^T F), the one of a is N / (4 max_k sum_i (f_i . t_k)²), F the N
-    training features. ``variant`` "code" is the released one: momentum 0.9 on w and b, and every tenth epoch a step of a along the sum of
-    all its gradients so far, which were never zeroed; "paper" takes a plain step of the probe, then one of a, in every epoch, with
-    the bias as one more feature in F, so that the loss never goes up: a reconstruction. Of ``steps`` epochs the one is kept that is
-    right most often on the validation split; the authors give that as many pictures as there are shots.
+    training features. ``variant`` "code" is the released one: momentum 0.9 on w and b, and every tenth epoch a step of a along the
+    sum of all its gradients so far, which were never zeroed; "paper" takes a plain step of the probe, then one of a, in every
+    epoch, with the bias as one more feature in F, so that the loss never goes up: a reconstruction. Of ``steps`` epochs the one is
+    kept that is right most often on the validation split; the authors give that as many pictures as there are shots.
 
     Features are those of ``views`` chance crops, in the mean; the authors take one. Nothing else of the model is needed twice, so
     no training loop runs: `thrifty.tune` solves it in ``calibrate``.
