@@ -37,6 +37,8 @@ SETTINGS: dict[str, dict[str, object]] = {
     "kadaptation": {"n": 4}, "subspace": {"size": 20},
     "head2toe": {"fractions": [0.5], "steps": 5},
     "delta": {"attention": False}, "distillation": {"teacher": "elsewhere"}, "distillation-token": {"teacher": "elsewhere"},
+    "llama-adapter": {"length": 3}, "llama-adapter-v2": {"length": 3}, "vl-adapter": {"reduction": 4},
+    "vl-pet": {"rank": 4, "heads": 2, "gate_rank": 4, "value_rank": 4},
     "u-tuning": {"length": 3, "rank": 4}, "res-tuning": {"rank": 4, "mha": "prefix+adapter", "block": "prompt"},
 }
 ELSEWHERE: dict[tuple[str, str], dict[str, object]] = {
@@ -86,6 +88,9 @@ REFUSED: dict[tuple[str, str], type[ThriftyError]] = {
     **{("stochnorm", b): Unfit for b in BACKBONES if b != "resnet"},  # no batch norms
     **{("delta", b): Unfit for b in ("bert", "llama", "t5")},  # no feature maps
     **{("distillation-token", b): Unfit for b in BACKBONES if b != "vit"},  # no patches
+    **{(m, "resnet"): NoSuchSite for m in ("llama-adapter", "llama-adapter-v2", "vl-adapter")},  # no attention
+    ("vl-pet", "resnet"): Unfit,  # its blocks have no norm in front of each half
+    **{("ip-adapter", b): Unfit for b in BACKBONES},  # they draw no pictures
 }
 CONVOLUTIONS = {"where": "conv"}
 LORA = {"resnet": CONVOLUTIONS, "timm_resnet": CONVOLUTIONS, "convolver": CONVOLUTIONS, "convnext": {"where": "mlp.*"},

@@ -41,6 +41,7 @@ from .heads import Heads
 from .houlsby import Houlsby
 from .hyperformer import HyperFormer
 from .ia3 import IA3
+from .ip_adapter import IPAdapter
 from .ivlp import IVLP
 from .k_adapter import KAdapter
 from .kadaptation import KAdaptation
@@ -49,6 +50,8 @@ from .knowledge_adapter import KnowledgeAdapter
 from .l2_sp import L2SP
 from .l2p import L2P
 from .lhuc import LHUC
+from .llama_adapter import LLaMAAdapter
+from .llama_adapter_v2 import LLaMAAdapterV2
 from .lora import LoRA
 from .lora_fa import LoRAFA
 from .low_rank_adapter import LowRankAdapter
@@ -90,6 +93,8 @@ from .unipelt import UniPELT
 from .ur_net import URNet
 from .vdp import VDP
 from .vera import VeRA
+from .vl_adapter import VLAdapter
+from .vl_pet import VLPET
 from .vpt import VPT
 from .vpt_pad import VPTPad
 from .vqt import VQT
@@ -131,6 +136,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "Houlsby",
     "HyperFormer",
     "IA3",
+    "IPAdapter",
     "IVLP",
     "KAdaptation",
     "KAdapter",
@@ -141,6 +147,8 @@ __all__ = [  # one a line, so that two new methods do not meet
     "LayerNormTuning",
     "LHUC",
     "LinearProbe",
+    "LLaMAAdapter",
+    "LLaMAAdapterV2",
     "LoRA",
     "LoRAFA",
     "LowRankAdapter",
@@ -184,6 +192,8 @@ __all__ = [  # one a line, so that two new methods do not meet
     "UTuning",
     "VDP",
     "VeRA",
+    "VLAdapter",
+    "VLPET",
     "VPT",
     "VPTPad",
     "VQT",

@@ -26,7 +26,8 @@ def refer(site: Site) -> Place:
     return [site.path] if part is None else [site.path, part.name, part.lo, part.hi, part.groups]
 
 
-def _resolve(place: Place, at: Site) -> Site:
+def resolve(place: Place, at: Site) -> Site:
+    """The projection that ``refer`` wrote down, in the model of the site ``at``."""
     path, *part = place
     assert at.seen.model is not None
     return at_path(at.seen.model, path, "linear", Part(*part) if part else None, at.depth, at.stack, at.seen)
@@ -126,10 +127,11 @@ def project(site: Site, x: Tensor, bias: bool = True) -> Tensor:
 def look_up(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
     """softmax(scale q K^T) V, without positions or masks: q [..., heads, tokens, dim] -> the same shape.
 
-    Written out, because an attention call would be rewritten by whatever else edits the attention here.
+    Keys and values are [heads, length, dim] for every row, or [batch, heads, length, dim] for each. Written out, because an
+    attention call would be rewritten by whatever else edits the attention here.
     """
-    if q.shape[-3] != len(keys):  # grouped queries
-        keys, values = (t.repeat_interleave(q.shape[-3] // len(keys), 0) for t in (keys, values))
+    if q.shape[-3] != keys.shape[-3]:  # grouped queries
+        keys, values = (t.repeat_interleave(q.shape[-3] // keys.shape[-3], -3) for t in (keys, values))
     return (scale * q.to(keys.dtype) @ keys.transpose(-1, -2)).softmax(-1) @ values
 
 
@@ -142,7 +144,7 @@ class AttentionTuner(AttentionEdit):
 
     def __init__(self, site: Site, kind: str, length: int, k: Place, v: Place, bias: bool = False):
         super().__init__(site)
-        self.memory = Memory(kind, length, *site.heads, _resolve(k, site), _resolve(v, site), bias)
+        self.memory = Memory(kind, length, *site.heads, resolve(k, site), resolve(v, site), bias)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v, as they are."""
@@ -169,9 +171,9 @@ class LookupTuner(Branch):
                  bias: bool = False, through: bool = True):
         super().__init__(site)
         self.key, self.through = key, through
-        self.__dict__["q"], self.__dict__["o"] = _resolve(q, site), _resolve(o, site)  # not children: they belong to the base
-        keys = _resolve(k, site)
-        self.memory = Memory(kind, length, heads, keys.dout // heads, keys, _resolve(v, site), bias)
+        self.__dict__["q"], self.__dict__["o"] = resolve(q, site), resolve(o, site)  # not children: they belong to the base
+        keys = resolve(k, site)
+        self.memory = Memory(kind, length, heads, keys.dout // heads, keys, resolve(v, site), bias)
         if not through and self.q.dout != site.dout:
             raise Unfit(f"the heads of {self.q.path!r} are {self.q.dout} wide together, {site.path!r} is {site.dout}: let them "
                         "pass through the output projection")
