@@ -171,6 +171,19 @@ def test_pictures() -> None:
     torch.testing.assert_close(run(model), run_minus(model, layers, added, shown[:1].expand(2, -1)))
 
 
+def test_two_that_see() -> None:
+    model = tiny("llama")
+    for name in ("one", "two"):
+        shake(thrifty.attach(model, thrifty.LLaMAAdapter(length=3, features=6), name=name))
+    y = run(model, image_features=PICTURES)
+    for at in thrifty.attachments(model).values():
+        with torch.no_grad():
+            root = next(iter(at.edits.values()))
+            root.project.weight.neg_()
+            assert not torch.allclose(run(model, image_features=PICTURES), y)
+            root.project.weight.neg_()
+
+
 def run_minus(model: Any, layers: list[GatedPrompt], added: Tensor, shown: Tensor) -> Tensor:
     with torch.no_grad():
         for edit in layers:

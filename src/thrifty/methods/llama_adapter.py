@@ -108,7 +108,8 @@ class LLaMAAdapter(Method):
     aliases = ("llama-adapter-v1",)
     route = "input and output"
     modalities = ("text", "image")
-    paper = "Zhang et al., LLaMA-Adapter: Efficient Fine-tuning of Large Language Models with Zero-initialized Attention, ICLR 2024"
+    paper = ("Zhang et al., LLaMA-Adapter: Efficient Fine-tuning of Large Language Models with Zero-initialized Attention, "
+             "ICLR 2024, arXiv:2303.16199")
     trains = "a prompt and a gate per head in each of the top layers"
     inference = "attention over `length` vectors more in those layers"
     rate = 9e-3

@@ -68,8 +68,8 @@ class LLaMAAdapterV2(Method):
 
     What the authors released differs. "llama-adapter-v2-7b": the picture is asked by learned queries, and their answers are added
     to the prompts of the top 31 layers (``fusion`` "queries", through ``depth`` blocks of ``width``); biases in q, o and the
-    feed-forward network, no scales (``linear`` "released"); pretrain holds prompts, gates and all that looks, finetune the rest. "llama-adapter-v2-65b": for text;
-    the scale is on the other side, W (x * s) + b (``linear`` "input").
+    feed-forward network, no scales (``linear`` "released"); pretrain holds prompts, gates and all that looks, finetune the rest.
+    "llama-adapter-v2-65b": for text; the scale is on the other side, W (x * s) + b (``linear`` "input").
     """
 
     name = "llama-adapter-v2"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..core import Edit, Site, attachments, register
 from ..core.errors import Unfit
+from ..core.hooks import edits_on
 
 GIVEN, SEEN = "image_features", "seen"  # what comes in beside the text, and what is made of it for the layers
 
@@ -46,7 +47,9 @@ class Sight(Edit):
             Unfit: the features have another width, or another shape than [batch, C] or [batch, tokens, C].
         """
         kwargs, taps = dict(kwargs), self.context.taps
-        features = kwargs.pop(GIVEN, taps.get(GIVEN))
+        features = kwargs.get(GIVEN, taps.get(GIVEN))
+        if self is next(e for e in edits_on(self.site.module).values() if isinstance(e, Sight) and e.on):
+            kwargs.pop(GIVEN, None)  # the oldest comes last, and all have read them
         taps.pop(SEEN, None)
         if features is not None:
             if features.dim() not in (2, 3) or features.shape[-1] != self.features:
