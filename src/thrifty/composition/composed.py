@@ -71,7 +71,7 @@ class Composed(Edit):
         """As the edits of the site's port take it."""
         if self.looks:
             self._watch(self.tree, given)
-            return given[0]
+            return given if self.port in ("attention", "call") else given[0]
         if self.lead is not None:
             y, x = given[0], given[-1]
             z = self._addition(self.tree, "", None, y, x, None)

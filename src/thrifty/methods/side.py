@@ -24,6 +24,8 @@ class SideTap(Edit):
     What is asked are all of the block's arguments by name, its states first. With ``cut`` states leave the graph.
     """
 
+    passive = True
+
     def __init__(self, site: Site, port: str, cut: bool = True):
         super().__init__(site)
         if port not in ("call", "output"):

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from thrifty.report import numbers
-from thrifty.report.files import Memory, Metrics, Parameters, Timing
+from thrifty.report.files import Cache, Memory, Metrics, Parameters, Timing
 from thrifty.report.markup import facts, section
 from thrifty.report.reading import Results
 
@@ -12,7 +12,8 @@ Fact = tuple[str, str, str]
 def cost(results: Results) -> str:
     """Parameters, bytes, memory, time."""
     m = results.metrics
-    entries = [*_parameters(m["parameters"]), _adapter(m), _memory(m["memory"]), *_timing(m["timing"], len(m["seeds"]))]
+    kept = [_cache(m["cache"])] if "cache" in m else []
+    entries = [*_parameters(m["parameters"]), _adapter(m), _memory(m["memory"]), *_timing(m["timing"], len(m["seeds"])), *kept]
     return section("Cost", "What was trained, and what it took.", facts(entries))
 
 
@@ -35,6 +36,13 @@ def _memory(memory: Memory) -> Fact:
         return "Peak memory", "–", "not measured"
     where = "of the process" if memory["kind"] == "process" else "on the accelerator"
     return "Peak memory", numbers.size(memory["peak_bytes"]), where
+
+
+def _cache(cache: Cache) -> Fact:
+    if not cache["used"]:
+        return "Frozen part", "computed", f"in every step: {cache['words']}"
+    made = "found" if cache["reused"] else "computed once"
+    return "Frozen part", numbers.size(cache["bytes"]), f"{made} in {numbers.seconds(cache['seconds'])}: {cache['words']}"
 
 
 def _timing(t: Timing, seeds: int) -> list[Fact]:

@@ -109,9 +109,31 @@ class TaskPart(TypedDict):
     baselines: list[Baseline]   # metrics without the name of the task
 
 
+class CacheParts(TypedDict, total=False):
+    """What there is to say where states are kept."""
+
+    places: int             # files
+    bytes: int
+    seconds: float          # to prove, and to compute what was not there
+    reused: bool            # all of it was there
+    copies: int             # draws of every training row; 0 where nothing is drawn
+    precision: Literal["exact", "float16", "int8"]
+    lost: float             # by packing: root mean square, relative
+    still: str | None       # what would be drawn by chance in the frozen part, and is not
+
+
+class Cache(CacheParts):
+    """What of the frozen part was computed once per row and kept, with the first seed. ``words``: how deep the cut, or why none."""
+
+    setting: str            # auto, still, or the number of draws
+    used: bool
+    words: str
+
+
 class MetricsParts(TypedDict, total=False):
     """What only some runs have."""
 
+    cache: Cache                # if it was to be looked for
     tasks: dict[str, TaskPart]  # if ``task`` is "several": each of them
 
 

@@ -45,7 +45,7 @@ def finish(job: Job, trained: Sequence[Trained], command: str | None) -> Run:
     keep(best.adapter, job.folder / "adapter")
     lines = [line for one, said in zip(trained, answers, strict=True) for part in shares for line in part.write_out(said, one.seed)]
     metrics = describe(job, trained, [results.over_items(job.task, said, table) for said in answers], rivals, seconds, command)
-    metrics |= parts.describe(job, shares, by_task)
+    metrics |= parts.describe(job, shares, by_task) | ({"cache": job.cache} if job.cache else {})
     write_json(job.folder / "environment.json", {**environment(job.processes, job.precision), "model": job.backbone.source})
     write_json(job.folder / "data.json", job.dataset.record)
     write_lines(job.folder / "predictions.jsonl", lines)

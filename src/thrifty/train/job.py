@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from thrifty import artifact, tasks
+from thrifty import artifact, tasks, trunk
 from thrifty.artifact.fingerprint import base_tensors
 from thrifty.core import Attachment, Method, attach
 from thrifty.core.digest import digests
@@ -77,6 +78,7 @@ class Job:
     material: Material | None = None
     left_behind: list[str] = field(default_factory=list)  # tensors of the adapter that training starts from with no place here
     unlike: list[str] = field(default_factory=list)       # how that one's pictures were prepared otherwise
+    cache: dict[str, Any] | None = None                    # what was kept of the frozen part, by the first seed
 
     def train(self, seed: int) -> Trained:
         """Load, attach, train, check that nothing else moved, save.
@@ -93,9 +95,10 @@ class Job:
         assert self.material is not None
         idle = bool(occasional(at)) or type(self.method).step is not Method.step
         log = Log(seed, stopped="finished")
+        kept = self.keep(at)
         if not self.method.solved:
             training = Training(at, self.processes.wrap(model, idle), self.task, self.material, self.settings, seed,
-                                self.processes, self.precision)
+                                self.processes, self.precision, kept)
             log = self.run(training, checkpoint)
         refuse_moved(model, before)
         trained = self.count()
@@ -129,6 +132,7 @@ class Job:
             raise Interrupted(f"{name} {stopped}. To go on: the same command with --resume (in Python resume=True)") from None
         finally:
             progress.close()
+            training.kept.remove()
 
     def prepare(self, seed: int) -> Attachment:
         """A backbone with the method attached, and encoded rows."""
@@ -140,7 +144,8 @@ class Job:
         train, validation = self.dataset.splits["train"], self.dataset.splits["validation"]
         self.task.fit(train)
         if self.material is None:
-            self.material = Material(self.task.encode(train), self.task.encode(validation), validation)
+            rows = self.task.encode(train), self.task.encode(validation)
+            self.material = Material(*(rows if self.settings.cache == "off" else trunk.number(*rows)), validation)
         if self.settings.checkpointing:
             recompute(model)
         names, widths = (list(self.task.parts), self.task.outputs) if isinstance(self.task, Several) else ([], [])
@@ -155,6 +160,21 @@ class Job:
             raise Unfit(f"{self.method.name} trains parts of weights in place, which cannot be done while they are spread over "
                         "processes: train it with DDP (without --use_fsdp)")
         return at
+
+    def keep(self, at: Attachment) -> trunk.Direct:
+        """What a training asks for its batches: with a cache the frozen part of the model is run once, and read afterwards.
+
+        Raises:
+            Unfit: it cannot be, and was not to be decided here; see `trunk.keep`.
+        """
+        assert self.material is not None
+        settings, processes = self.settings, self.processes
+        terms = trunk.Terms(settings.cache, settings.cache_as, settings.batch, processes.device, self.precision.autocast,
+                            self.precision.name, self.backbone.source.get("image"), processes.world,
+                            lambda line: print(line, file=sys.stderr, flush=True) if self.shown and processes.main else None)
+        kept = trunk.keep(at, self.task, self.material.train, self.material.validation, terms)
+        self.cache = self.cache or kept.record
+        return kept
 
     def load(self, seed: int) -> Backbone:
         """The backbone; new tensors of a named one are drawn under ``seed``. For several tasks it has the form of the widest."""

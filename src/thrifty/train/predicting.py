@@ -10,6 +10,7 @@ from thrifty.tasks import Task
 from thrifty.train.interrupt import Wish
 from thrifty.train.precision import Precision
 from thrifty.train.processes import Processes, inside, move
+from thrifty.trunk import Direct
 
 Answer = Callable[[nn.Module, Any], list[Any]]
 
@@ -34,9 +35,9 @@ def by_task(examples: Sequence[Mapping[str, Any]]) -> dict[str | None, list[int]
 
 
 def answer(question: Answer, task: Task, model: nn.Module, examples: list[dict[str, Any]], batch: int, processes: Processes,
-           precision: Precision, wish: Wish | None = None) -> list[Any]:
+           precision: Precision, wish: Wish | None = None, kept: Direct | None = None) -> list[Any]:
     """``question(model, batch)`` for every example, in their order. Examples of like length go together, to pad little, and
-    those of different tasks never do.
+    those of different tasks never do. ``kept`` knows what of the model need not be computed.
 
     Several processes share the batches, unless weights are spread over them: then every step needs all, and all do all.
 
@@ -46,6 +47,7 @@ def answer(question: Answer, task: Task, model: nn.Module, examples: list[dict[s
     batches = [rows[i : i + batch] for rows in by_task(examples).values() for i in range(0, len(rows), batch)]
     shared = processes.world > 1 and not processes.sharded
     found: list[Any] = [None] * len(examples)
+    kept = kept or Direct()
     mine: list[tuple[int, Any]] = []
     called = inside(model)
     was = called.training
@@ -54,8 +56,10 @@ def answer(question: Answer, task: Task, model: nn.Module, examples: list[dict[s
         for chosen in batches[processes.rank :: processes.world] if shared else batches:
             if wish is not None and wish.stop and processes.world == 1:
                 raise Abandoned
-            with precision.autocast():
-                answers = question(called, move(task.collate([examples[i] for i in chosen]), processes.device))
+            rows = [examples[i] for i in chosen]
+            batch = move(kept.collate(task, rows), processes.device)
+            with precision.autocast(), kept.giving(rows, batch):
+                answers = question(called, batch)
             mine += zip(chosen, answers, strict=True)
     finally:
         called.train(was)

@@ -62,6 +62,10 @@ class Settings:
     seed: int = said(0, "of the new weights, the order of the data and dropout; the first of several")
 
     precision: Literal["auto", "float32", "bfloat16"] = said("auto", "auto computes in bfloat16 where the processor has it")
+    cache: int | Literal["off", "auto", "still"] = said(
+        "off", "run what lies below all that trains once per row, and keep what it gave: auto, where that changes nothing but "
+               "rounding; still, without dropout there; or N draws of every training row")
+    cache_as: Literal["exact", "float16", "int8"] = said("exact", "how kept states are stored; the report says what that loses")
     checkpointing: bool = said(False, "compute activations twice instead of keeping them")
     device: str = said("auto", "cpu, cuda, cuda:1, mps; auto takes an accelerator if there is one")
     checkpoint_every: int = said(200, "steps between checkpoints; there is one after each evaluation too")
@@ -82,6 +86,7 @@ class Settings:
             need(getattr(self, name) is None or 0 < getattr(self, name) < float("inf"), name, getattr(self, name), "positive")
         for name in ("decay", "patience", "seed", "split_seed"):
             need(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        need(isinstance(self.cache, str) or self.cache >= 1, "cache", self.cache, "off, auto, still or at least 1")
         need(0 <= self.warmup < 1, "warmup", self.warmup, "in [0, 1)")
 
     @classmethod

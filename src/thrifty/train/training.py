@@ -25,6 +25,7 @@ from thrifty.train.progress import Progress
 from thrifty.train.rates import head_of, set_apart
 from thrifty.train.schedule import share
 from thrifty.train.settings import Settings
+from thrifty.trunk import Direct
 
 Examples = list[dict[str, Any]]
 
@@ -39,13 +40,14 @@ class Material:
 
 
 class Training:
-    """One training of ``at`` from one seed. ``settings`` has a rate and epochs; ``model`` is what ``processes`` wrapped."""
+    """One training of ``at`` from one seed. ``settings`` has a rate and epochs; ``model`` is what ``processes`` wrapped;
+    ``kept`` knows what of it need not be computed."""
 
     def __init__(self, at: Attachment, model: nn.Module, task: Task, material: Material, settings: Settings, seed: int,
-                 processes: Processes, precision: Precision) -> None:
+                 processes: Processes, precision: Precision, kept: Direct | None = None) -> None:
         assert settings.rate is not None and settings.epochs is not None and at.method is not None
         self.at, self.model, self.task, self.material, self.settings = at, model, task, material, settings
-        self.processes, self.precision, self.method = processes, precision, at.method
+        self.processes, self.precision, self.method, self.kept = processes, precision, at.method, kept or Direct()
         self.order = arrange(material.train, settings.batch * settings.accumulate * processes.world, seed, settings.temperature,
                              settings.cap, settings.epochs)
         self.total = max(1, math.ceil(settings.epochs * self.order.per_epoch))
@@ -123,10 +125,11 @@ class Training:
         different numbers of them. Between processes gradients are averaged, hence the factor.
         """
         hands = deal(rows, self.settings.batch, self.processes.world, self.processes.rank)
-        summed, items = 0.0, 0
+        summed, items, turn = 0.0, 0, int(self.order.epochs(self.log.step))
         for i, chosen in enumerate(hands):
-            with self.processes.quietly(self.model, i < len(hands) - 1):
-                batch = self._batch(chosen or rows[:1])
+            examples = [self.material.train[row] for row in chosen or rows[:1]]
+            batch = self._batch(examples)
+            with self.processes.quietly(self.model, i < len(hands) - 1), self.kept.giving(examples, batch, turn):
                 with self.precision.autocast():
                     task, own = self.task.turn(self.model, batch)
                     mean, count = self.method.loss(self.at, task, self.model, own)
@@ -143,10 +146,10 @@ class Training:
                 p.grad.mul_(self.processes.world / max(1.0, total))
         return summed / max(1.0, total)
 
-    def _batch(self, rows: list[int]) -> dict[str, Any]:
+    def _batch(self, examples: Examples) -> dict[str, Any]:
         """The rows as this step sees them, and as it sees them otherwise, where the method asks for that and the task can."""
-        examples, drawn = [self.material.train[row] for row in rows], (self.log.seed, self.log.step)
-        batch: dict[str, Any] = self.task.collate(self.task.vary(examples, *drawn))
+        drawn = self.log.seed, self.log.step
+        batch = self.kept.collate(self.task, self.task.vary(examples, *drawn))
         if self.method.second_view and self.task.varies:
             again = self.task.collate(self.task.vary(examples, *drawn, view=1))
             batch |= {VIEW + name: value for name, value in self.task.inputs(self.model, again).items()}
@@ -174,7 +177,7 @@ class Training:
         began, step = time.monotonic(), self.log.step
         try:
             predictions = answer(self.task.judge, self.task, self.model, self.material.validation, self.settings.batch,
-                                 self.processes, self.precision, self.wish)
+                                 self.processes, self.precision, self.wish, self.kept)
         except Abandoned:
             self._leave()
         values = self.task.metrics(predictions, self.material.table)

@@ -21,6 +21,19 @@ def about_data(record: Mapping[str, Any], task: Task) -> list[str]:
     return said
 
 
+def about_cache(cache: Mapping[str, Any]) -> list[str]:
+    """How a training on kept states differs from one that computes them."""
+    said = []
+    if cache.get("still"):
+        said.append(f"The frozen part was held still, as asked for: without the cache, {cache['still']}.")
+    if cache.get("copies"):
+        said.append(f"Of each training row {cache['copies']} draws were stored, which took turns by the epoch.")
+    if cache.get("lost"):
+        said.append(f"States of the frozen part were stored in {cache['precision']}, which changed them by {cache['lost']:.2g} "
+                    "(root mean square, relative).")
+    return said
+
+
 def warnings(job: Job, trained: Sequence[Trained]) -> list[str]:
     """Everything about the data, the training and the machine that may make the numbers other than they seem."""
     record, said = job.dataset.record, []
@@ -37,6 +50,7 @@ def warnings(job: Job, trained: Sequence[Trained]) -> list[str]:
     if job.unlike:
         said.append(f"The adapter that training started from saw pictures that were prepared otherwise: {'; '.join(job.unlike)}.")
     said += dict.fromkeys(note for one in trained for note in one.notes)
+    said += about_cache(job.cache or {})
     if job.precision.warning:
         said.append(job.precision.warning)
     if job.processes.sharded and job.settings.baselines:
