@@ -43,9 +43,10 @@ def test_losses_and_gradients_are_those_of_a_model_that_computes(family: str, na
         assert len(kept["ran"]) == 1, "only the head runs"
 
 
-@pytest.mark.parametrize("name", ["bert", "llama"])
-def test_padding_may_stand_on_the_left(name: str) -> None:
-    assert toy.compare(name, method(TOP), side="left")[1] < 2e-5
+def test_padding_may_stand_on_the_left() -> None:
+    assert toy.compare("llama", method(TOP), side="left")[1] < 2e-5
+    with pytest.raises(Unfit, match="answers otherwise"):  # BERT reads its first place, where there is no text then
+        toy.compare("bert", method(TOP), side="left")
 
 
 @pytest.mark.parametrize(("precision", "most"), [("float16", 5e-3), ("int8", 0.1)])
@@ -67,8 +68,8 @@ def places(family: str, settings: dict[str, Any], alive: bool) -> tuple[int, lis
 def test_the_cut_lies_under_all_that_trains_and_acts() -> None:
     assert places("bert", TOP, True) == (1, ["what bert.encoder.layer.0 gives"])
     assert places("bert", {"name": "layernorm"} | {"where": "block[1:]"}, True)[0] == 1
-    assert places("bert", {"name": "bitfit"} | {"where": "*.layer.1.output.dense.bias"}, True)[0] == 1
-    assert places("bert", PROBE, True) == (0, ["what enters classifier"]) or places("bert", PROBE, True)[1] == ["what enters dropout"]
+    assert places("bert", PROBE, True) == (0, ["what enters dropout"]) and places("vit", PROBE, False) == (0, ["what enters classifier"])
+    assert places("distilbert", PROBE, True) == (2, ["what distilbert.transformer.layer.1 gives"])  # its head has two layers
 
 
 def test_what_taps_hear_is_kept_too() -> None:
@@ -80,9 +81,9 @@ def test_what_taps_hear_is_kept_too() -> None:
 
 
 @pytest.mark.parametrize(("settings", "why"), [
-    ({"name": "lora"}, r"'lora' acts on the output of 'bert\.encoder\.layer\.0\.attention\.self\.query'"),
+    ({"name": "lora"}, r"'low-rank' acts on the output of 'bert\.encoder\.layer\.0\.attention\.self\.query'"),
     ({"name": "bitfit"}, r"'bert\.embeddings\.LayerNorm\.bias' trains"),
-    ({"name": "prompt"}, "acts on the call of the model"),
+    ({"name": "prompt"}, "'prompt' acts on the call of 'bert'"),
     ({"name": "adapter-drop", "robust": True}, "'draw-depth' acts on the call of the model"),
 ])
 def test_where_there_is_no_cut_it_is_said_why(settings: dict[str, Any], why: str) -> None:
@@ -120,7 +121,6 @@ def test_dropout_below_the_cut_is_found_and_named() -> None:
     kept = trunk.keep(at, task, train, validation, toy.terms("auto"))
     assert kept.record is not None and not kept.record["used"]
     assert "dropout acts in the frozen part (at 'bert.embeddings.dropout', with 0.1)" in kept.record["words"]
-    at.model.bert.encoder.layer[1].requires_grad_(False)
 
 
 def test_dropout_above_the_cut_is_not_in_the_way_and_draws_the_same() -> None:
@@ -340,5 +340,5 @@ def test_a_method_that_begins_to_train_below_is_stopped() -> None:
     toy.step(at, task, train[:4], kept)
     at.train("bert.encoder.layer.0.output.dense.bias")
     at._changed()
-    with pytest.raises(Unfit, match="now trains"):
+    with pytest.raises(Unfit, match=r"has changed what it does .*layer\.0\.output\.dense\.bias' trains"):
         toy.step(at, task, train[:4], kept)

@@ -120,6 +120,7 @@ def compare(name: str, method: Any, side: str = "right", **more: Any) -> tuple[d
     task = Toy(isinstance(tiny.make(name).example, dict) and "pixel_values" in tiny.make(name).example, side)
     train, validation = trunk.number(task.rows(10, 1), task.rows(5, 2))
     at = attach(fresh(name), task, method, train)
+    still(at.model)  # edits may have brought their own
     plain = trunk.Direct()
     batches = [train[:4], train[4:8], train[8:], validation[:3]]
     expected = [step(at, task, rows, plain) for rows in batches]
@@ -147,8 +148,10 @@ def count_calls(model: nn.Module) -> list[str]:
 
 def apart(one: tuple[float, dict[str, Tensor]], other: tuple[float, dict[str, Tensor]]) -> float:
     assert one[1].keys() == other[1].keys() and one[1]
-    return max(abs(one[0] - other[0]) / max(abs(other[0]), 1e-6),
-               *((a - other[1][n]).norm().item() / max(other[1][n].norm().item(), 1e-6) for n, a in one[1].items()))
+    """The largest relative difference of losses and gradients; one gradient counts as at least a thousandth of all."""
+    least = 1e-3 * torch.stack([b.norm() for b in other[1].values()]).norm().item()
+    return max(abs(one[0] - other[0]) / max(abs(other[0]), 1e-2),
+               *((a - other[1][n]).norm().item() / max(other[1][n].norm().item(), least) for n, a in one[1].items()))
 
 
 def copy_of(model: nn.Module) -> nn.Module:

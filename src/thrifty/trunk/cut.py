@@ -83,7 +83,7 @@ def act(at: Attachment, timeline: Timeline) -> Iterator[Actor]:
         if not _taps(edit, timeline):
             path, after = edit.site.path, edit.port == "output"
             time = timeline.ended(path) if after else timeline.began(path)
-            yield Actor(time, f"{edit.registered!r} acts on the {edit.port} of {path or 'the model'!r}", path, after)
+            yield Actor(time, f"{edit.registered!r} acts on the {edit.port} of {repr(path) if path else 'the model'}", path, after)
 
 
 def listen(at: Attachment, timeline: Timeline) -> Iterator[Edit]:

@@ -86,19 +86,23 @@ class Kept(Direct):
         return self.copies * self.trained + row - self.trained
 
     def _look_again(self) -> None:
-        """The method has changed what trains: does it still lie above the cut?"""
-        now = find(self.at, self.timeline, self.alive)
-        if self.cut.tail:
-            holds = now.tail == self.cut.tail
-        else:
-            known = set(self.cut.places)
-            above = bool(now.tail) or now.below[: len(self.cut.below)] == self.cut.below
-            end = self.timeline.ended(self.cut.below[-1])
-            holds = above and all(place in known for place in now.places if self.timeline.ended(place.path) <= end)
+        """The method has changed what trains: does it still lie above the cut, and read no more of what is below?"""
+        why = "more of it is read than before"
+        try:
+            now = find(self.at, self.timeline, self.alive)
+            holds = self._covers(now)
+        except Unfit as error:
+            holds, why = False, str(error)
         if not holds:
-            raise Unfit("the method now trains, or acts on, what lay below all that it did before, and whose states are kept: train "
-                        "with cache='off'")
+            raise Unfit(f"the method has changed what it does in the frozen part, whose states are kept: {why}. Train with cache='off'")
         self.revision = self.at.revision
+
+    def _covers(self, now: Cut) -> bool:
+        if self.cut.tail or now.tail:
+            return now.tail == self.cut.tail or not self.cut.tail
+        end = self.timeline.ended(self.cut.below[-1])
+        read = [place for place in now.places if self.timeline.ended(place.path) <= end]
+        return now.below[: len(self.cut.below)] == self.cut.below and set(read) <= set(self.cut.places)
 
 
 def join(pieces: Mapping[Place, Sequence[Tensor]], mask: Tensor | None) -> dict[Place, Tensor]:
