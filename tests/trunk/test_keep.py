@@ -68,7 +68,8 @@ def places(family: str, settings: dict[str, Any], alive: bool) -> tuple[int, lis
 def test_the_cut_lies_under_all_that_trains_and_acts() -> None:
     assert places("bert", TOP, True) == (1, ["what bert.encoder.layer.0 gives"])
     assert places("bert", {"name": "layernorm"} | {"where": "block[1:]"}, True)[0] == 1
-    assert places("bert", PROBE, True) == (0, ["what enters dropout"]) and places("vit", PROBE, False) == (0, ["what enters classifier"])
+    assert places("bert", PROBE, True) == (0, ["what enters dropout"])
+    assert places("vit", PROBE, False) == (0, ["what enters classifier"])
     assert places("distilbert", PROBE, True) == (2, ["what distilbert.transformer.layer.1 gives"])  # its head has two layers
 
 
@@ -110,7 +111,8 @@ def test_a_second_attachment_is_in_the_way() -> None:
 
 
 # -- chance, and company ------------------------------------------------------------------------------------------------------
-def setting(model: nn.Module, settings: dict[str, Any] = TOP, pictures: bool = False, kind: Any = toy.Toy) -> tuple[Any, Any, Any, Any]:
+def setting(model: nn.Module, settings: dict[str, Any] = TOP, pictures: bool = False,
+            kind: Any = toy.Toy) -> tuple[Any, Any, Any, Any]:
     task = kind(pictures)
     train, validation = trunk.number(task.rows(10, 1), task.rows(5, 2))
     return toy.attach(model, task, method(settings), train), task, train, validation
@@ -221,6 +223,25 @@ def test_what_reads_past_the_blocks_is_refused_by_name() -> None:
     at, task, train, validation = setting(model, pictures=True)
     with pytest.raises(Unfit, match="ViTForImageClassification answers otherwise"):
         trunk.keep(at, task, train, validation, toy.terms("still"))
+
+
+def test_a_task_that_asks_about_more_than_its_rows_is_refused() -> None:
+    class Asking(toy.Toy):
+        def judge(self, model: nn.Module, batch: Any) -> list[Any]:
+            return main(model(**{**batch, "input_ids": batch["input_ids"].flip(1)})).tolist()
+
+    at, task, train, validation = setting(toy.fresh("bert"), kind=Asking)
+    with pytest.raises(Unfit, match="asked about other inputs"):
+        trunk.keep(at, task, train, validation, toy.terms("still"))
+
+
+def test_dropping_of_paths_is_found_however_rare() -> None:
+    at, task, train, validation = setting(tiny.make("swin").fresh(), PROBE, True)
+    for module in at.model.modules():
+        if getattr(module, "drop_prob", 0):
+            module.drop_prob = 1e-6
+    kept = trunk.keep(at, task, train, validation, toy.terms("auto"))
+    assert kept.record is not None and "drop_path', with 1e-06" in kept.record["words"]
 
 
 def test_several_processes_are_refused() -> None:
@@ -340,5 +361,5 @@ def test_a_method_that_begins_to_train_below_is_stopped() -> None:
     toy.step(at, task, train[:4], kept)
     at.train("bert.encoder.layer.0.output.dense.bias")
     at._changed()
-    with pytest.raises(Unfit, match=r"has changed what it does .*layer\.0\.output\.dense\.bias' trains"):
+    with pytest.raises(Unfit, match=r"has changed what it does to the frozen part.*layer\.0\.output\.dense\.bias' trains"):
         toy.step(at, task, train[:4], kept)

@@ -16,7 +16,7 @@ from thrifty.testing import tiny
 
 
 class Toy:
-    """Texts of 3 to 9 tokens, padded to a multiple of 4 on one ``side``; or pictures as their own bytes, counting how often read."""
+    """Texts of 3 to 9 tokens, padded to a multiple of 4 on one ``side``; or pictures as their bytes, counting how many are read."""
 
     limits: dict[str, Any] = {}
 
@@ -57,6 +57,12 @@ class Toy:
     def inputs(self, model: nn.Module, batch: Any) -> Any:
         return batch
 
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+        return loss_of(model, batch), 1
+
+    def judge(self, model: nn.Module, batch: Any) -> list[Any]:
+        return main(model(**batch)).tolist()
+
 
 class Varied(Toy):
     """Pictures that chance changes."""
@@ -86,8 +92,8 @@ def fresh(name: str) -> nn.Module:
 def attach(model: nn.Module, task: Any, method: Any, rows: Any, seed: int = 0) -> Any:
     """The method, and the head with it; with numbers that are not zero, so that nothing hides."""
     heads = thrifty.sites(model, "head") if any(s.role == "head" for s in thrifty.sites(model)) else []
-    at = thrifty.attach(model, method, also_train="|".join(s.path for s in heads) or None, example=task.collate(rows[:2]), tied="leave",
-                        seed=seed)
+    also = "|".join(site.path for site in heads) or None
+    at = thrifty.attach(model, method, also_train=also, example=task.collate(rows[:2]), tied="leave", seed=seed)
     drawn = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in at.parameters():

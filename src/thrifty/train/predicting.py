@@ -57,9 +57,9 @@ def answer(question: Answer, task: Task, model: nn.Module, examples: list[dict[s
             if wish is not None and wish.stop and processes.world == 1:
                 raise Abandoned
             rows = [examples[i] for i in chosen]
-            batch = move(kept.collate(task, rows), processes.device)
-            with precision.autocast(), kept.giving(rows, batch):
-                answers = question(called, batch)
+            made = move(kept.collate(task, rows), processes.device)
+            with precision.autocast(), kept.giving(rows, made):
+                answers = question(called, made)
             mine += zip(chosen, answers, strict=True)
     finally:
         called.train(was)

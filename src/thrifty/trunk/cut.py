@@ -50,6 +50,11 @@ class Actor:
     reads: bool = False  # whether it reads what the module at ``path`` takes in
 
 
+def when(timeline: Timeline, place: Place) -> int:
+    """The moment at which a place is reached."""
+    return timeline.began(place.path) if place.port == "in" else timeline.ended(place.path)
+
+
 def find(at: Attachment, timeline: Timeline, alive: bool) -> Cut:
     """The deepest cut under what ``at`` trains and changes.
 
@@ -107,7 +112,7 @@ def _places(timeline: Timeline, actors: list[Actor], taps: list[Edit], below: tu
         if not path:
             raise Unfit("an edit at the output of the whole model reads the model's input, which is not read again")
         found.add(_entering(timeline, path))
-    return tuple(sorted(found, key=lambda p: timeline.began(p.path) if p.port == "in" else timeline.ended(p.path)))
+    return tuple(sorted(found, key=lambda place: when(timeline, place)))
 
 
 def _entering(timeline: Timeline, path: str) -> Place:

@@ -23,12 +23,17 @@ class Feed:
     autocast: Callable[[], Any]
 
     def __call__(self, examples: Examples) -> dict[str, Any]:
-        """What the model is given for these rows; of several tasks it has been told which."""
+        """What the model is given for these rows."""
+        part, batch = self.ask(examples)
+        inputs: dict[str, Any] = part.inputs(self.model, batch)
+        return inputs
+
+    def ask(self, examples: Examples) -> tuple[Any, dict[str, Any]]:
+        """The task of these rows, which the model has been told of several, and the batch as that task takes it."""
         made = self.task.collate(examples)
         batch = {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in made.items()}
-        part, own = self.task.turn(self.model, batch)
-        inputs: dict[str, Any] = part.inputs(self.model, own)
-        return inputs
+        asked: tuple[Any, dict[str, Any]] = self.task.turn(self.model, batch)
+        return asked
 
 
 def number(train: Examples, validation: Examples) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -17,11 +17,11 @@ from thrifty.core.digest import digests
 from thrifty.core.errors import BrokenArtifact, Unfit
 from thrifty.trunk import key
 from thrifty.trunk.capture import capture
-from thrifty.trunk.cut import Cut, Place, find
+from thrifty.trunk.cut import Place, find
 from thrifty.trunk.feed import Examples, Feed, by_length, changes, mask_of
 from thrifty.trunk.kept import Direct, Kept, join
 from thrifty.trunk.packing import BYTES, LOSES, gap
-from thrifty.trunk.proving import find_chance, refuse_company, refuse_unlike, tolerance
+from thrifty.trunk.proving import find_chance, refuse_company, refuse_questions, refuse_unlike, tolerance
 from thrifty.trunk.rows import take_apart
 from thrifty.trunk.store import HEADER, Store, Writer, refuse_full
 from thrifty.trunk.timeline import record
@@ -115,7 +115,7 @@ class Keeping:
         drawn = "pictures of training rows are changed by chance" if changed else self.chance
         if isinstance(cache, int):
             if drawn is None:
-                raise Unfit("nothing in the frozen part is left to chance, so that all copies would be equal: cache='auto' keeps one")
+                raise Unfit("nothing in the frozen part is left to chance, so all copies would be equal: cache='auto' keeps one")
             return cache
         if changed or drawn and cache == "auto":
             still = "" if changed else "cache='still' holds it still, "
@@ -137,10 +137,11 @@ class Keeping:
         self.close = tolerance(self.terms.computed != "float32", {place: own[0] for place, own in self.seen.items()})
         alone = [self._see(self.feed([example])) for example in self.probed]
         refuse_company(places, {place: [one[place][0] for one in alone] for place in places}, self.seen, self.close)
-        self.feed(self.probed)  # of several tasks the model is told again which
+        part, batch = self.feed.ask(self.probed)  # of several tasks the model is told again which
         states = {place: states.to(self.terms.device) for place, states in join(self.seen, self._mask(self.inputs)).items()}
         shown = None if self.pictures else self.inputs.get("attention_mask")
         refuse_unlike(self.cut, self.timeline, self.pictures, self.inputs, states, shown, self.close)
+        refuse_questions(self.at, self.cut, self.timeline, self.pictures, part, batch, states)
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -228,5 +229,5 @@ class Keeping:
         for place, store in stores.items():
             apart = gap(store.take(numbers)[0], torch.cat(self.seen[place]))
             if not apart <= limit:
-                raise BrokenArtifact(f"{store.path} does not hold what the model gives (the difference is {apart:.2g}, relative), as "
-                                     f"if the model computed otherwise than when it was written; delete it: rm {store.path}")
+                raise BrokenArtifact(f"{store.path} does not hold what the model gives (the difference is {apart:.2g}, relative): "
+                                     f"it computed otherwise when that was written. Delete it: rm {store.path}")

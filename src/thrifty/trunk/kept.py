@@ -10,7 +10,7 @@ from torch import Tensor
 
 from thrifty.core import Attachment
 from thrifty.core.errors import Unfit
-from thrifty.trunk.cut import Cut, Place, find
+from thrifty.trunk.cut import Cut, Place, find, when
 from thrifty.trunk.feed import Examples, mask_of
 from thrifty.trunk.replay import Replay
 from thrifty.trunk.rows import put_together
@@ -94,14 +94,14 @@ class Kept(Direct):
         except Unfit as error:
             holds, why = False, str(error)
         if not holds:
-            raise Unfit(f"the method has changed what it does in the frozen part, whose states are kept: {why}. Train with cache='off'")
+            raise Unfit(f"the method has changed what it does to the frozen part, which is kept: {why}; train with cache='off'")
         self.revision = self.at.revision
 
     def _covers(self, now: Cut) -> bool:
         if self.cut.tail or now.tail:
             return now.tail == self.cut.tail or not self.cut.tail
         end = self.timeline.ended(self.cut.below[-1])
-        read = [place for place in now.places if self.timeline.ended(place.path) <= end]
+        read = [place for place in now.places if when(self.timeline, place) <= end]
         return now.below[: len(self.cut.below)] == self.cut.below and set(read) <= set(self.cut.places)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from thrifty.artifact.files import canonical, sha256
-from thrifty.trunk.cut import Place
+from thrifty.trunk.cut import Place, when
 from thrifty.trunk.timeline import Timeline
 
 
@@ -24,8 +24,8 @@ def folder() -> Path:
 def describe(timeline: Timeline, place: Place, sums: Mapping[str, str], **more: Any) -> dict[str, Any]:
     """What the states at ``place`` depend on, as plain data: the frozen tensors that can have a part in them, by the checksums
     ``sums`` of all, and whatever else is said."""
-    when = timeline.began(place.path) if place.port == "in" else timeline.ended(place.path)
-    below = {name: one for name, one in sums.items() if timeline.began(name.rpartition(".")[0]) < when}
+    reached = when(timeline, place)
+    below = {name: one for name, one in sums.items() if timeline.began(name.rpartition(".")[0]) < reached}
     return {"version": 1, "model": type(timeline.model).__name__, "place": [place.port, place.path],
             "tensors": sha256(canonical(below)), **more}
 

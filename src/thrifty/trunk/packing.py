@@ -40,4 +40,4 @@ def gap(one: Tensor, other: Tensor) -> float:
     """The root mean square of the difference, relative to that of ``other``."""
     whole = float(other.double().square().sum())
     apart = float((one.double() - other.double()).square().sum())
-    return (apart / whole) ** 0.5 if whole else apart ** 0.5
+    return float((apart / whole if whole else apart) ** 0.5)

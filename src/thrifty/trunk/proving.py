@@ -1,17 +1,19 @@
 """Proving: that states which are stored are what would be computed. Asked of the model itself, on a few rows."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from thrifty.core import Attachment
 from thrifty.core.errors import Unfit
 from thrifty.core.hooks import main
 from thrifty.core.probe import run_once
 from thrifty.trunk.capture import capture
-from thrifty.trunk.cut import Cut, Place
+from thrifty.trunk.cut import Cut, Place, when
 from thrifty.trunk.packing import gap
 from thrifty.trunk.replay import Replay
 from thrifty.trunk.timeline import Timeline
@@ -28,24 +30,24 @@ def tolerance(autocast: bool, states: Mapping[Place, Tensor]) -> float:
 def find_chance(timeline: Timeline, places: Sequence[Place], inputs: Mapping[str, Any]) -> str | None:
     """Why states are not the same in every step of a training, in words; None if they are.
 
-    Dropout that is no module, and batch statistics, are found too: the model runs in training mode, twice.
+    Modules that drop things by chance are known by name and share, as a small share may spare a few rows. Dropout that is no
+    module, and statistics of batches, are found by running the model in training mode, twice.
     """
-    model = timeline.model
+    model, last = timeline.model, max(when(timeline, place) for place in places)
+    for path, call in timeline.calls.items():
+        module = model.get_submodule(path)
+        share = getattr(module, "p", None) or getattr(module, "drop_prob", None)
+        if call.began < last and "drop" in type(module).__name__.lower() and isinstance(share, float) and share > 0:
+            return f"dropout acts in the frozen part (at {path!r}, with {share:g})"
     with torch.random.fork_rng():
         torch.manual_seed(0)
         still = capture(model, places, inputs)
         one, other = (capture(model, places, inputs, training=True) for _ in range(2))
-    if all(torch.equal(one[place], other[place]) for place in places):
-        if all(gap(one[place], still[place]) <= CLOSE for place in places):
-            return None
+    if any(not torch.equal(one[place], other[place]) for place in places):
+        return "dropout, or something else that is drawn by chance, acts in the frozen part"
+    if any(not gap(one[place], still[place]) <= CLOSE for place in places):
         return "the frozen part computes otherwise in training, by the statistics of the batch or the like"
-    last = max(timeline.ended(place.path) for place in places)
-    for path, call in timeline.calls.items():
-        module = model.get_submodule(path)
-        share = getattr(module, "p", None) or getattr(module, "drop_prob", None)
-        if call.began < last and "drop" in type(module).__name__.lower() and isinstance(share, float):
-            return f"dropout acts in the frozen part (at {path!r}, with {share:g})"
-    return "dropout, or something else that is drawn by chance, acts in the frozen part"
+    return None
 
 
 def refuse_company(places: Sequence[Place], alone: Mapping[Place, Sequence[Tensor]], together: Mapping[Place, Sequence[Tensor]],
@@ -71,19 +73,45 @@ def refuse_unlike(cut: Cut, timeline: Timeline, pictures: bool, inputs: Mapping[
     """
     model = timeline.model
     direct = main(run_once(model, dict(inputs)))
-    replay = Replay(cut, timeline, pictures)
-    try:
-        with replay.giving(states, inputs):
-            again = main(run_once(model, dict(inputs)))
-    except Unfit:
-        raise
-    except Exception as error:
-        raise Unfit(f"{type(model).__name__} does not run on the states of its frozen part: {type(error).__name__}: {error}") from error
-    finally:
-        replay.remove()
+    with _given(cut, timeline, pictures, states, inputs):
+        again = main(run_once(model, dict(inputs)))
     if mask is not None and direct.shape[:2] == mask.shape and again.shape == direct.shape:
         again, direct = again[mask.bool()], direct[mask.bool()]
     apart = gap(again, direct) if again.shape == direct.shape else float("inf")
     if not apart <= close:
         raise Unfit(f"given the states of its frozen part, {type(model).__name__} answers otherwise than when it computes them "
                     f"(by {apart:.2g}, relative): something between its blocks reads more than a block gives")
+
+
+def refuse_questions(at: Attachment, cut: Cut, timeline: Timeline, pictures: bool, task: Any, batch: dict[str, Any],
+                     states: Mapping[Place, Tensor]) -> None:
+    """Refuse a method or task that asks the model about more than the rows of a batch, to learn from it or to judge it.
+
+    Raises:
+        Unfit: it does.
+    """
+    modes = {module: module.training for module in at.model.modules()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(), _given(cut, timeline, pictures, states, batch):
+            task.judge(at.model.eval(), batch)
+            if at.method is not None:
+                at.method.loss(at, task, at.model.train(), batch)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def _given(cut: Cut, timeline: Timeline, pictures: bool, states: Mapping[Place, Tensor],
+           batch: Mapping[str, Any]) -> Iterator[None]:
+    replay = Replay(cut, timeline, pictures)
+    try:
+        with replay.giving(states, batch):
+            yield
+    except Unfit:
+        raise
+    except Exception as error:
+        kind, why = type(timeline.model).__name__, f"{type(error).__name__}: {error}"
+        raise Unfit(f"{kind} does not run on the states of its frozen part: {why}") from error
+    finally:
+        replay.remove()

@@ -106,7 +106,7 @@ class Replay:
         for path in self.cut.tail:
             states = self.model.get_submodule(path)(states)
         if isinstance(out, Mapping):
-            return type(out)(**{"logits" if "logits" in out else next(iter(out)): states})  # type: ignore[call-arg]
+            return type(out)(**{"logits" if "logits" in out else next(iter(out)): states})
         return states if isinstance(out, Tensor) else with_main(out[:1], states)
 
     def _ask(self, module: nn.Module, args: Any, kwargs: Any) -> Any:

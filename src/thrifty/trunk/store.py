@@ -95,7 +95,7 @@ class Writer:
             self.partial.unlink()
 
     def _append(self, tensor: Tensor) -> None:
-        data = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
         self.checksum = zlib.crc32(data, self.checksum)
         self.file.write(data)
 
