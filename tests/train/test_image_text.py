@@ -176,3 +176,14 @@ def test_half_of_the_classes_is_learned_and_the_other_is_known_by_name(tmp_path:
                     progress=False)
     with pytest.raises(BadData, match="at least four"):
         halves(Dataset({"train": {}, "validation": {}, "test": {}}, {}, "image-classification", ["cat", "dog", "face"]))
+
+
+def test_pictures_go_through_the_image_tower_once(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompt learning changes sentences only, so one vector per picture is all that is kept; the steps are those without."""
+    monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path / "stores"))
+    runs = [thrifty.tune(str(home / "clip"), str(home / "data"), "coop", tmp_path / cache, cache=cache, epochs=2, batch=8,
+                         progress=False, baselines=False) for cache in ("off", "auto")]
+    plain, kept = ([step["loss"] for step in run.metrics["seeds"][0]["history"]] for run in runs)
+    about = runs[1].metrics["cache"]
+    assert about["used"] and "one vector per example" in about["words"] and about["places"] == 1, about
+    assert kept == pytest.approx(plain, rel=1e-4)

@@ -70,7 +70,7 @@ def test_the_cut_lies_under_all_that_trains_and_acts() -> None:
     assert places("bert", {"name": "layernorm"} | {"where": "block[1:]"}, True)[0] == 1
     assert places("bert", PROBE, True) == (0, ["what enters dropout"])
     assert places("vit", PROBE, False) == (0, ["what enters classifier"])
-    assert places("distilbert", PROBE, True) == (2, ["what distilbert.transformer.layer.1 gives"])  # its head has two layers
+    assert places("distilbert", PROBE, True) == (2, ["what enters pre_classifier"])  # its head has two layers
 
 
 def test_what_taps_hear_is_kept_too() -> None:
@@ -92,9 +92,9 @@ def test_where_there_is_no_cut_it_is_said_why(settings: dict[str, Any], why: str
         places("bert", settings, True)
 
 
-@pytest.mark.parametrize(("family", "why"), [("whisper", "several stacks"), ("t5", "several stacks"), ("clip", "several stacks"),
+@pytest.mark.parametrize(("family", "why"), [("t5", r"'encoder\.block\.0' of T5\w+ gives 2 tensors"),
                                              ("convolver", "no blocks of Convolver are known")])
-def test_models_without_one_known_stack_are_refused(family: str, why: str) -> None:
+def test_models_without_a_known_stack_are_refused(family: str, why: str) -> None:
     backbone = tiny.make(family)
     example: Any = backbone.example if isinstance(backbone.example, dict) else {"x": backbone.example}
     with pytest.raises(Unfit, match=why):
@@ -363,3 +363,13 @@ def test_a_method_that_begins_to_train_below_is_stopped() -> None:
     at._changed()
     with pytest.raises(Unfit, match=r"has changed what it does to the frozen part.*layer\.0\.output\.dense\.bias' trains"):
         toy.step(at, task, train[:4], kept)
+
+
+def test_the_first_of_two_stacks_is_cut() -> None:
+    """Whisper's encoder stays, its decoder learns: what the encoder's last block gives is all that is needed of it."""
+    backbone = tiny.make("whisper")
+    model = backbone.fresh()
+    at = thrifty.attach(model, thrifty.LoRA(where="model.decoder.*.q_proj"), example=backbone.example)
+    timeline = record(model, backbone.example, 2)  # type: ignore[arg-type]
+    assert timeline.blocks == ["model.encoder.layers.0", "model.encoder.layers.1"]
+    assert [str(place) for place in find(at, timeline, False).places] == ["what model.encoder.layers.1 gives"]

@@ -31,12 +31,14 @@ class Place:
 class Cut:
     """``below`` are the blocks that need not run, ``places`` what is read of what lies under the cut, in the order of time.
 
-    ``tail``, if there is one, are the last modules of the model, all that must run: they read one vector per example.
+    ``waist``, if there is one, is the last place, where all that is read further up is one vector per example. ``tail``, if there
+    is one, are the last modules of the model and all that must run: they read the waist.
     """
 
     below: tuple[str, ...]
     places: tuple[Place, ...]
     words: str
+    waist: Place | None = None
     tail: tuple[str, ...] = ()
 
 
@@ -68,15 +70,18 @@ def find(at: Attachment, timeline: Timeline, alive: bool) -> Cut:
         raise Unfit("another attachment acts on the model too")
     actors, taps = list(act(at, timeline)), list(listen(at, timeline))
     if not taps and (tail := _tail(at.model, timeline, actors)):
-        return Cut((), (Place("in", tail[0]),), f"all but {tail[-1]!r}, which reads one vector per example", tail)
+        waist = Place("in", tail[0])
+        return Cut((), (waist,), f"all but {tail[-1]!r}, which reads one vector per example", waist, tail)
     lowest = min(actors, key=lambda actor: actor.time)
     depth = sum(timeline.ended(path) <= lowest.time for path in timeline.blocks)
     if not depth:
         raise Unfit(f"{lowest.words}, which is not above the first block, {timeline.blocks[0]!r}")
     below = tuple(timeline.blocks[:depth])
-    places = _places(timeline, actors, taps, below, alive)
+    waist = _waist(timeline, below, lowest)
+    places = _places(timeline, actors, taps, below, waist, alive)
     every = f"all {depth} blocks" if depth == len(timeline.blocks) else f"{depth} of {len(timeline.blocks)} blocks"
-    return Cut(below, places, every + (f", {len(places)} of whose states are read" if len(places) > 1 else ""))
+    every += f", and what follows until {waist.path!r} reads one vector per example" if waist else ""
+    return Cut(below, places, every + (f"; {len(places)} states are read" if len(places) > 1 else ""), waist)
 
 
 def act(at: Attachment, timeline: Timeline) -> Iterator[Actor]:
@@ -100,9 +105,22 @@ def _taps(edit: Edit, timeline: Timeline) -> bool:
     return edit.passive and edit.port in TAPPED and edit.site.path in timeline.blocks
 
 
-def _places(timeline: Timeline, actors: list[Actor], taps: list[Edit], below: tuple[str, ...], alive: bool) -> tuple[Place, ...]:
-    end, start = timeline.ended(below[-1]), timeline.began(below[0])
-    found = {Place("out", below[-1])}
+def _waist(timeline: Timeline, below: tuple[str, ...], lowest: Actor) -> Place | None:
+    """The first place above the blocks where there is one vector per example, if nothing trains or acts before."""
+    if len(below) < len(timeline.blocks):
+        return None
+    end = timeline.ended(below[-1])
+    found = (path for path, call in timeline.calls.items() if end < call.began <= lowest.time and call.times == 1
+             and timeline.holds_rows(path))
+    path = min(found, key=timeline.began, default=None)
+    return Place("in", path) if path is not None else None
+
+
+def _places(timeline: Timeline, actors: list[Actor], taps: list[Edit], below: tuple[str, ...], waist: Place | None,
+            alive: bool) -> tuple[Place, ...]:
+    top = waist or Place("out", below[-1])
+    end, start = when(timeline, top), timeline.began(below[0])
+    found = {top}
     reading = [tap.site.path for tap in taps if tap.site.path in below and tap.port != "output"]
     reading += [actor.path for actor in actors if actor.reads and timeline.began(actor.path) < end]
     found |= {Place("out", tap.site.path) for tap in taps if tap.site.path in below and tap.port == "output"}
@@ -127,12 +145,11 @@ def _tail(model: nn.Module, timeline: Timeline, actors: list[Actor]) -> tuple[st
     paths = {actor.path for actor in actors}
     if len(paths) != 1 or (path := paths.pop()) not in timeline.calls:
         return ()
-    call, whole = timeline.calls[path], timeline.calls[""]
-    given, answer = call.given, main(whole.out)
+    call, given, answer = timeline.calls[path], timeline.calls[path].given, main(timeline.calls[""].out)
     later = [other for other, one in timeline.calls.items() if one.began > call.began]
     if not hasattr(model.get_submodule(path), "in_features") or later or call.times > 1:
         return ()
-    if given is None or given.dim() != 2 or len(given) != timeline.rows or answer.dim() != 2 or len(answer) != timeline.rows:
+    if not timeline.holds_rows(path) or answer.dim() != 2 or len(answer) != timeline.rows:
         return ()
     just = [other for other, one in timeline.calls.items() if one.ended == call.began - 1]
     drops = [other for other in just if isinstance(model.get_submodule(other), nn.Dropout) and timeline.calls[other].times == 1

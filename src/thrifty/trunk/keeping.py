@@ -82,6 +82,7 @@ class Keeping:
             self.inputs = self.feed(self.probed)
             pair = [example for example in train if example.get("task") == own[0].get("task")][:2]
             self.timeline = record(at.model, self.feed(pair), len(pair))
+            self.timeline.agree(record(at.model, self.inputs, len(self.probed)))
 
     def keep(self) -> Kept:
         """Decide, prove, compute, and stand in.
@@ -122,14 +123,15 @@ class Keeping:
             raise Unfit(f"{drawn}: {still}cache=N keeps N draws of every row")
         return 0
 
-    def _mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
-        return None if self.pictures or self.cut.tail else mask_of(inputs)
+    def _masks(self, inputs: Mapping[str, Any]) -> dict[Place, Tensor | None]:
+        """By place, where texts have tokens; None where there is one piece per row."""
+        return {place: None if self.pictures or place == self.cut.waist else mask_of(inputs) for place in self.cut.places}
 
     def _see(self, inputs: Mapping[str, Any], training: bool = False) -> dict[Place, list[Tensor]]:
         """What stands at every place, one piece per row."""
         with self.terms.autocast():
             seen = capture(self.at.model, self.cut.places, inputs, training)
-        return {place: take_apart(seen[place], self._mask(inputs), place) for place in self.cut.places}
+        return {place: take_apart(seen[place], mask, place) for place, mask in self._masks(inputs).items()}
 
     def _prove(self) -> None:
         """The probed rows are the same alone and together, and given them the model answers as it does on its own."""
@@ -138,7 +140,7 @@ class Keeping:
         alone = [self._see(self.feed([example])) for example in self.probed]
         refuse_company(places, {place: [one[place][0] for one in alone] for place in places}, self.seen, self.close)
         part, batch = self.feed.ask(self.probed)  # of several tasks the model is told again which
-        states = {place: states.to(self.terms.device) for place, states in join(self.seen, self._mask(self.inputs)).items()}
+        states = {place: states.to(self.terms.device) for place, states in join(self.seen, self._masks(self.inputs)).items()}
         shown = None if self.pictures else self.inputs.get("attention_mask")
         refuse_unlike(self.cut, self.timeline, self.pictures, self.inputs, states, shown, self.close)
         refuse_questions(self.at, self.cut, self.timeline, self.pictures, part, batch, states)
@@ -182,7 +184,7 @@ class Keeping:
     def _estimate(self, place: Place) -> int:
         """Bytes that the store of a place will take."""
         trained, piece = len(self.train), self.seen[place][0]
-        lengths = [1] * len(self.lengths) if self.cut.tail else self.lengths
+        lengths = [1] * len(self.lengths) if place == self.cut.waist else self.lengths
         tokens, rows = sum(lengths[trained:]), len(lengths) - trained
         tokens, rows = tokens + max(1, self.copies) * sum(lengths[:trained]), rows + max(1, self.copies) * trained
         numbers = piece[0].numel()

@@ -67,11 +67,11 @@ class Kept(Direct):
         """
         if self.revision != self.at.revision:
             self._look_again()
-        mask = mask_of(batch) if self.blank is None and not self.cut.tail else None
         numbers = [self._number(example["kept"], turn) for example in examples]
         states = {}
         for place, store in self.stores.items():
             flat, lengths = store.take(numbers)
+            mask = None if self.blank is not None or place == self.cut.waist else mask_of(batch)
             states[place] = put_together(flat.to(self.at.seen.device), lengths, mask, place)
         with self.replay.giving(states, batch):
             yield
@@ -100,11 +100,13 @@ class Kept(Direct):
     def _covers(self, now: Cut) -> bool:
         if self.cut.tail or now.tail:
             return now.tail == self.cut.tail or not self.cut.tail
-        end = self.timeline.ended(self.cut.below[-1])
-        read = [place for place in now.places if when(self.timeline, place) <= end]
-        return now.below[: len(self.cut.below)] == self.cut.below and set(read) <= set(self.cut.places)
+        end = when(self.timeline, self.cut.places[-1])
+        read = {place for place in now.places if when(self.timeline, place) <= end}
+        deep = now.waist == self.cut.waist if self.cut.waist else now.below[: len(self.cut.below)] == self.cut.below
+        return deep and read <= set(self.cut.places)
 
 
-def join(pieces: Mapping[Place, Sequence[Tensor]], mask: Tensor | None) -> dict[Place, Tensor]:
+def join(pieces: Mapping[Place, Sequence[Tensor]], masks: Mapping[Place, Tensor | None]) -> dict[Place, Tensor]:
     """Pieces of a batch's rows at every place as states of the batch."""
-    return {place: put_together(torch.cat(list(own)), [len(piece) for piece in own], mask, place) for place, own in pieces.items()}
+    return {place: put_together(torch.cat(list(own)), [len(piece) for piece in own], masks[place], place)
+            for place, own in pieces.items()}

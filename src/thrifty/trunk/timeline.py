@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from thrifty.core import Edit
 from thrifty.core.errors import Unfit
 from thrifty.core.probe import run_once
 from thrifty.core.roles import blocks
@@ -28,7 +29,7 @@ class Call:
 
 @dataclass
 class Timeline:
-    """The calls of all modules by path, on a batch of so many ``rows``; ``blocks`` are in the order in which they ran."""
+    """The calls of all modules by path, on a batch of so many ``rows``; ``blocks`` are those that run first, in their order."""
 
     model: nn.Module
     calls: dict[str, Call]
@@ -44,6 +45,18 @@ class Timeline:
     def ended(self, path: str) -> int:
         """When the module ended; one that was never called counts as early as can be."""
         return self.calls[path].ended if path in self.calls else self.began(path)
+
+    def holds_rows(self, path: str) -> bool:
+        """Whether a module takes in one vector per row [rows, D]."""
+        given = self.calls[path].given
+        return given is not None and given.dim() == 2 and len(given) == self.rows and given.is_floating_point()
+
+    def agree(self, other: Timeline) -> None:
+        """Forget what came in where it only looks as if it had a place for each row: with ``other`` rows it has not."""
+        for path, call in self.calls.items():
+            there = other.calls[path].given if path in other.calls else None
+            if call.given is not None and (there is None or (len(call.given) == self.rows) != (len(there) == other.rows)):
+                call.given = None
 
     def before(self, path: str) -> Iterator[str]:
         """The outermost modules that ran, once, before the one at ``path`` began."""
@@ -77,7 +90,9 @@ def record(model: nn.Module, inputs: Mapping[str, Any], rows: int) -> Timeline:
 
     handles = []
     for path, module in model.named_modules():
-        if not owned(path):
+        if isinstance(module, Edit):  # where answers are kept as long as nothing changes, a hook on an edit asks to see it called
+            handles.append(module.register_forward_pre_hook(lambda *_: None))
+        elif not owned(path):
             near = not any(path.startswith(block + ".") for block in known)
             handles.append(module.register_forward_pre_hook(enter(path, near), with_kwargs=True, prepend=True))
             handles.append(module.register_forward_hook(leave(path, near), with_kwargs=True, prepend=True))
@@ -96,22 +111,23 @@ def first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
 
 
 def _in_order(model: nn.Module, known: Mapping[str, tuple[str, int]], calls: Mapping[str, Call], rows: int) -> list[str]:
-    """The blocks in the order in which they ran.
+    """The blocks of the stack that runs first, in the order in which they ran.
 
     Raises:
-        Unfit: there are none; or they are not one stack that runs from its first to its last, each once, row by row.
+        Unfit: there are none; or they do not run from the first to the last, each once, row by row, before all other blocks.
     """
-    kind = type(model).__name__
-    if not known:
+    kind, ran = type(model).__name__, [path for path in known if path in calls]
+    if not ran:
         raise Unfit(f"no blocks of {kind} are known")
-    stacks = list(dict.fromkeys(stack for stack, _ in known.values()))
-    if len(stacks) > 1:
-        raise Unfit(f"{kind} has several stacks of blocks ({', '.join(stacks)}), so what lies below a block is no single state")
-    for path in known:
+    stack = known[min(ran, key=lambda path: calls[path].began)][0]
+    mine = [path for path in known if known[path][0] == stack]
+    for path in mine:
         times = calls[path].times if path in calls else 0
         if times != 1:
             raise Unfit(f"the block {path!r} of {kind} runs {times} times in a forward pass, not once")
-    found = sorted(known, key=lambda path: calls[path].began)
+    found = sorted(mine, key=lambda path: calls[path].began)
+    if others := [path for path in ran if path not in mine and calls[path].began < calls[found[-1]].ended]:
+        raise Unfit(f"the block {others[0]!r} of {kind} runs between those of {stack!r}")
     for path in found:
         states = [leaf for leaf in tree_leaves(calls[path].out) if isinstance(leaf, Tensor)]
         if len(states) != 1:
