@@ -235,6 +235,17 @@ def test_a_task_that_asks_about_more_than_its_rows_is_refused() -> None:
         trunk.keep(at, task, train, validation, toy.terms("still"))
 
 
+def test_batches_that_are_made_by_chance_are_refused() -> None:
+    class Hiding(toy.Toy):
+        def collate(self, examples: Any) -> dict[str, Tensor]:
+            batch = super().collate(examples)
+            return {**batch, "input_ids": torch.where(torch.rand(batch["input_ids"].shape) < 0.3, 1, batch["input_ids"])}
+
+    at, task, train, validation = setting(toy.fresh("bert"), kind=Hiding)
+    with pytest.raises(Unfit, match="another batch every time"):
+        trunk.keep(at, task, train, validation, toy.terms("still"))
+
+
 def test_dropping_of_paths_is_found_however_rare() -> None:
     at, task, train, validation = setting(tiny.make("swin").fresh(), PROBE, True)
     for module in at.model.modules():

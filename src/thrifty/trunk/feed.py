@@ -56,6 +56,11 @@ def mask_of(batch: Mapping[str, Any]) -> Tensor:
     return mask
 
 
+def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two batches hold the same tensors."""
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one if isinstance(one[key], Tensor))
+
+
 def changes(task: Any, example: dict[str, Any]) -> bool:
     """Whether a training row is changed by chance before each step sees it."""
     return bool(task.vary([example], 0, 0) != [example])

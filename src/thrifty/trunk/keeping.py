@@ -18,7 +18,7 @@ from thrifty.core.errors import BrokenArtifact, Unfit
 from thrifty.trunk import key
 from thrifty.trunk.capture import capture
 from thrifty.trunk.cut import Place, find
-from thrifty.trunk.feed import Examples, Feed, by_length, changes, mask_of
+from thrifty.trunk.feed import Examples, Feed, alike, by_length, changes, mask_of
 from thrifty.trunk.kept import Direct, Kept, join
 from thrifty.trunk.packing import BYTES, LOSES, gap
 from thrifty.trunk.proving import find_chance, refuse_company, refuse_questions, refuse_unlike, tolerance
@@ -112,6 +112,8 @@ class Keeping:
 
     def _settle(self) -> int:
         """How many copies to draw of every training row; 0 if nothing is left to chance."""
+        if not alike(self.inputs, self.feed(self.probed)):
+            raise Unfit("the same rows make another batch every time")
         cache, changed = self.terms.cache, changes(self.task, self.train[0])
         drawn = "pictures of training rows are changed by chance" if changed else self.chance
         if isinstance(cache, int):
