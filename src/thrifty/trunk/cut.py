@@ -70,8 +70,8 @@ def find(at: Attachment, timeline: Timeline, alive: bool) -> Cut:
         raise Unfit("another attachment acts on the model too")
     actors, taps = list(act(at, timeline)), list(listen(at, timeline))
     if not taps and (tail := _tail(at.model, timeline, actors)):
-        waist = Place("in", tail[0])
-        return Cut((), (waist,), f"all but {tail[-1]!r}, which reads one vector per example", waist, tail)
+        vector = Place("in", tail[0])
+        return Cut((), (vector,), f"all but {tail[-1]!r}, which reads one vector per example", vector, tail)
     lowest = min(actors, key=lambda actor: actor.time)
     depth = sum(timeline.ended(path) <= lowest.time for path in timeline.blocks)
     if not depth:
