@@ -235,6 +235,26 @@ def test_a_task_that_asks_about_more_than_its_rows_is_refused() -> None:
         trunk.keep(at, task, train, validation, toy.terms("still"))
 
 
+def test_a_loss_that_looks_at_the_pictures_is_refused() -> None:
+    class Looking(toy.Toy):
+        def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+            return toy.loss_of(model, batch) + batch["pixel_values"].mean(), 1
+
+    at, task, train, validation = setting(toy.fresh("vit"), pictures=True, kind=Looking)
+    with pytest.raises(Unfit, match="more of the pictures"):
+        trunk.keep(at, task, train, validation, toy.terms("still"))
+
+
+def test_two_views_of_a_picture_are_refused() -> None:
+    at, task, train, validation = setting(toy.fresh("vit"), PROBE, True, toy.Varied)
+    type(at.method).second_view, before = True, type(at.method).second_view
+    try:
+        with pytest.raises(Unfit, match="linear-probe compares two views"):
+            trunk.keep(at, task, train, validation, toy.terms(2))
+    finally:
+        type(at.method).second_view = before
+
+
 def test_batches_that_are_made_by_chance_are_refused() -> None:
     class Hiding(toy.Toy):
         def collate(self, examples: Any) -> dict[str, Tensor]:

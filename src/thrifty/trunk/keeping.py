@@ -115,6 +115,8 @@ class Keeping:
         if not alike(self.inputs, self.feed(self.probed)):
             raise Unfit("the same rows make another batch every time")
         cache, changed = self.terms.cache, changes(self.task, self.train[0])
+        if changed and self.at.method is not None and self.at.method.second_view:
+            raise Unfit(f"{self.at.method.name} compares two views of each picture")
         drawn = "pictures of training rows are changed by chance" if changed else self.chance
         if isinstance(cache, int):
             if drawn is None:
@@ -145,7 +147,7 @@ class Keeping:
         states = {place: states.to(self.terms.device) for place, states in join(self.seen, self._masks(self.inputs)).items()}
         shown = None if self.pictures else self.inputs.get("attention_mask")
         refuse_unlike(self.cut, self.timeline, self.pictures, self.inputs, states, shown, self.close)
-        refuse_questions(self.at, self.cut, self.timeline, self.pictures, part, batch, states)
+        refuse_questions(self.at, self.cut, self.timeline, self.pictures, part, (batch, self.inputs), states, self.close)
 
     @cached_property
     def lengths(self) -> list[int]:

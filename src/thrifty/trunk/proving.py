@@ -83,22 +83,32 @@ def refuse_unlike(cut: Cut, timeline: Timeline, pictures: bool, inputs: Mapping[
                     f"(by {apart:.2g}, relative): something between its blocks reads more than a block gives")
 
 
-def refuse_questions(at: Attachment, cut: Cut, timeline: Timeline, pictures: bool, task: Any, batch: dict[str, Any],
-                     states: Mapping[Place, Tensor]) -> None:
-    """Refuse a method or task that asks the model about more than the rows of a batch, to learn from it or to judge it.
+def refuse_questions(at: Attachment, cut: Cut, timeline: Timeline, pictures: bool, task: Any,
+                     asked: tuple[dict[str, Any], Mapping[str, Any]], states: Mapping[Place, Tensor], close: float) -> None:
+    """Refuse a method or task that asks the model about more than the rows of a batch, or looks at pictures on its own.
+
+    ``asked`` are a batch, and what of it the model is given, to learn from it and to judge it.
 
     Raises:
         Unfit: it does.
     """
+    batch, inputs = asked
+    blank = {key: torch.zeros_like(value) if key in inputs else value for key, value in batch.items()} if pictures else batch
     modes = {module: module.training for module in at.model.modules()}
+    losses = []
     try:
-        with torch.no_grad(), torch.random.fork_rng(), _given(cut, timeline, pictures, states, batch):
-            task.judge(at.model.eval(), batch)
-            if at.method is not None:
-                at.method.loss(at, task, at.model.train(), batch)
+        with torch.no_grad(), torch.random.fork_rng():
+            for seen in (batch, blank):
+                torch.manual_seed(0)
+                with _given(cut, timeline, pictures, states, seen):
+                    task.judge(at.model.eval(), seen)
+                    if at.method is not None:
+                        losses.append(at.method.loss(at, task, at.model.train(), seen)[0].float().reshape(1))
     finally:
         for module, mode in modes.items():
             module.training = mode
+    if losses and not gap(losses[1], losses[0]) <= close:
+        raise Unfit("what is learned from depends on more of the pictures than the states of the frozen part")
 
 
 @contextlib.contextmanager
