@@ -245,14 +245,12 @@ def test_a_loss_that_looks_at_the_pictures_is_refused() -> None:
         trunk.keep(at, task, train, validation, toy.terms("still"))
 
 
-def test_two_views_of_a_picture_are_refused() -> None:
+@pytest.mark.parametrize(("what", "why"), [("second_view", "linear-probe compares two views"), ("solved", "takes no steps")])
+def test_methods_that_want_more_than_states_or_nothing_are_refused(monkeypatch: pytest.MonkeyPatch, what: str, why: str) -> None:
     at, task, train, validation = setting(toy.fresh("vit"), PROBE, True, toy.Varied)
-    type(at.method).second_view, before = True, type(at.method).second_view
-    try:
-        with pytest.raises(Unfit, match="linear-probe compares two views"):
-            trunk.keep(at, task, train, validation, toy.terms(2))
-    finally:
-        type(at.method).second_view = before
+    monkeypatch.setattr(type(at.method), what, True)
+    with pytest.raises(Unfit, match=why):
+        trunk.keep(at, task, train, validation, toy.terms(2))
 
 
 def test_batches_that_are_made_by_chance_are_refused() -> None:
