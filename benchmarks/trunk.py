@@ -1,6 +1,6 @@
 """What a training costs per epoch when its frozen part is computed once: seconds with states read from disk, and without.
 
-    python benchmarks/trunk.py [--rows 256] [--repeats 5] [--only minilm,vit] [--threads 2]
+    python benchmarks/trunk.py [--rows 264] [--repeats 5] [--only minilm,vit] [--methods linear-probe,lst,lora] [--threads 2]
 
 MiniLM on texts of `cityline`, and a randomly drawn ViT of the shape of ViT-S/16 on pictures of noise (JPEG, 256 x 256, decoded and
 resized in every epoch that does not read states). Each epoch is the whole of it: making batches, forward, backward, AdamW. Epochs
@@ -60,12 +60,11 @@ def vit(rows: int) -> tuple[Backbone, Any]:
     return backbone, tasks.get("image-classification", backbone, ["a", "b", "c"]).encode(table)
 
 
-def methods(blocks: int) -> dict[str, tuple[Any, int]]:
+def methods(blocks: int) -> list[tuple[Any, int]]:
     """Method and how many blocks lie below all that it trains."""
     top = blocks - max(1, blocks // 4)
     lora = make("lora", where=f"attn.q[{top}:]|attn.v[{top}:]")
-    return {"linear-probe": (make("linear-probe"), blocks), "lst": (make("lst", init="magnitude"), blocks),
-            f"lora, blocks {top} to {blocks - 1}": (lora, top)}
+    return [(make("linear-probe"), blocks), (make("lst", init="magnitude"), blocks), (lora, top)]
 
 
 def epoch(at: Attachment, task: Any, rows: Any, kept: trunk.Direct, optimizer: torch.optim.Optimizer) -> float:
@@ -115,6 +114,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=264)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", default="minilm,vit")
+    parser.add_argument("--methods", default="linear-probe,lst,lora")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -126,8 +126,9 @@ def main() -> None:
         for name in given.only.split(","):
             backbone, rows = {"minilm": minilm, "vit": vit}[name](given.rows)
             blocks = len(thrifty.sites(backbone.model, "block"))
-            for method, below in methods(blocks).values():
-                print(measure(name, backbone, rows, method, below, blocks, given.repeats), flush=True)
+            for method, below in methods(blocks):
+                if method.name in given.methods.split(","):
+                    print(measure(name, backbone, rows, method, below, blocks, given.repeats), flush=True)
 
 
 if __name__ == "__main__":

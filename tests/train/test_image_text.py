@@ -178,10 +178,11 @@ def test_half_of_the_classes_is_learned_and_the_other_is_known_by_name(tmp_path:
         halves(Dataset({"train": {}, "validation": {}, "test": {}}, {}, "image-classification", ["cat", "dog", "face"]))
 
 
-def test_pictures_go_through_the_image_tower_once(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompt learning changes sentences only, so one vector per picture is all that is kept; the steps are those without."""
+@pytest.mark.parametrize("method", ["coop", "cocoop", "prograd", "clip-adapter", "taskres"])
+def test_pictures_go_through_the_image_tower_once(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Prompts change sentences, and these adapters what comes out of the tower: one vector per picture is all that is kept."""
     monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path / "stores"))
-    runs = [thrifty.tune(str(home / "clip"), str(home / "data"), "coop", tmp_path / cache, cache=cache, epochs=2, batch=8,
+    runs = [thrifty.tune(str(home / "clip"), str(home / "data"), method, tmp_path / cache, cache=cache, epochs=2, batch=8,
                          progress=False, baselines=False) for cache in ("off", "auto")]
     plain, kept = ([step["loss"] for step in run.metrics["seeds"][0]["history"]] for run in runs)
     about = runs[1].metrics["cache"]
