@@ -16,7 +16,7 @@ from thrifty.core.errors import FrozenMoved, NoSuchSetting, NothingTrains, Thrif
 from thrifty.models import load
 from thrifty.tasks import Task
 from thrifty.train import Run, training
-from thrifty.train.rates import set_apart
+from thrifty.train.rates import give_head
 
 QUICK: dict[str, Any] = {"epochs": 2, "batch": 16, "rate": 1e-2, "progress": False, "baselines": False, "patience": 0}
 
@@ -67,7 +67,7 @@ def test_a_rate_of_its_own_for_the_head(place: Path, tmp_path: Path) -> None:
 
 def test_no_rate_for_a_head_that_is_not_there() -> None:
     with pytest.raises(NoSuchSetting, match="head_rate: no head trains"):
-        set_apart([{"params": [torch.nn.Parameter(torch.zeros(2))], "lr": 1.0}], [], 0.1)
+        give_head([{"params": [torch.nn.Parameter(torch.zeros(2))], "lr": 1.0}], [], 0.1)
 
 
 def test_one_step_is_adamw_on_the_mean_loss(place: Path, tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ from .attachment import Attachment
 from .edit import AttentionEdit, Branch, Edit, Shared, WeightEdit, apply_weight, register, registered
 from .finding import sites
 from .ledger import attachments
-from .method import Method, need
+from .method import Method, need, set_apart
 from .plan import Row
 from .routing import add_tasks, by_task, task
 from .site import Site
 
 __all__ = ["Attachment", "AttentionEdit", "Branch", "Edit", "Method", "Row", "Shared", "Site", "WeightEdit", "add_tasks",
-           "apply_weight", "attach", "attachments", "by_task", "need", "register", "registered", "sites", "task"]
+           "apply_weight", "attach", "attachments", "by_task", "need", "register", "registered", "set_apart", "sites", "task"]

@@ -141,6 +141,14 @@ class Method:
         return cls(**settings)
 
 
+def set_apart(groups: list[dict[str, Any]], chosen: Iterable[Tensor], rate: float) -> list[dict[str, Any]]:
+    """Optimiser ``groups`` whose ``chosen`` parameters have groups of their own behind the others, at that peak ``rate``."""
+    theirs = {id(p) for p in chosen}
+    parted = [{**group, **own, "params": [p for p in group["params"] if (id(p) in theirs) == apart]}
+              for apart, own in ((False, {}), (True, {"lr": rate})) for group in groups]
+    return [group for group in parted if group["params"]]
+
+
 def _as(method: str, key: str, value: Any, kind: str) -> Any:
     """``value`` as the type that the field is annotated with; ints may stand for floats, nothing else is converted."""
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..core import Method, need
+from ..core import need
 from .full import FullFineTuning
-from .outer import Outer
+from .outer import Around
 from .reading import find_reader
 from .side import SideTap, asked
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class BSS(Outer):
+class BSS(Around):
     """Another method, with the smallest singular values of what the head reads, F [batch, d], pushed to zero:
 
         L + eta sum_{i = 1..k} sigma_{-i}(F)²
@@ -46,18 +46,7 @@ class BSS(Outer):
         """Something is shrunk, of another method that is fit."""
         need(self.eta >= 0, self, "eta", "at least 0")
         need(self.k >= 1, self, "k", "at least 1")
-        need(self.around.strip().lower() not in (self.name, *self.aliases), self, "around", "another method")
         super().check()
-
-    def inner(self) -> Method:
-        """The method whose loss the term is added to."""
-        from . import make
-
-        return make(self.around, **self.settings_of)
-
-    def start_rate(self) -> float:
-        """The other method's."""
-        return self.inner().start_rate()
 
     def attach(self, at: Attachment, batches: Iterable[Any] | None = None) -> None:
         """The other method, and a tap where the head reads.

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..core import Method, need
+from ..core import need
 from ..core.errors import Unfit
 from .full import FullFineTuning
-from .outer import Outer
+from .outer import Around
 from .side import SideTap, said
 from .soft_targets import REDUCTIONS, divergence
 from .teacher import Teacher, find_teacher
@@ -25,7 +25,7 @@ TEACHERS = "the folder of a run, the name of a model, or a module"
 
 
 @dataclass
-class Distillation(Outer):
+class Distillation(Around):
     """Another method, whose student also learns what a trained teacher says of each example, z and v [batch, classes]:
 
         L = (1 - alpha) CE(z, y) + alpha T² KL(softmax(v / T) || softmax(z / T)),   a mean over the batch
@@ -66,18 +66,7 @@ class Distillation(Outer):
         most = 1.0 if self.mixing == "convex" else float("inf")
         need(0 <= self.alpha <= most, self, "alpha", "in [0, 1]; with mixing='sum' at least 0")
         need(self.reduction in REDUCTIONS, self, "reduction", " or ".join(map(repr, REDUCTIONS)))
-        need(self.around.strip().lower() not in (self.name, *self.aliases, *self.presets), self, "around", "another method")
         super().check()
-
-    def inner(self) -> Method:
-        """The method that trains the student."""
-        from . import make
-
-        return make(self.around, **self.settings_of)
-
-    def start_rate(self) -> float:
-        """The other method's."""
-        return self.inner().start_rate()
 
     def settings(self) -> dict[str, Any]:
         """The fields as plain data; of a teacher that is a module its class."""

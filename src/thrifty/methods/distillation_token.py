@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Edit, Method, Site, need, register
+from ..core import Edit, Site, need, register
 from ..core.errors import DeadEdit, NoSuchSite, Unfit
 from ..core.probe import guess_example, run_once
 from .distillation import TEACHERS, answered, ask_teacher, dismiss, name_teacher, refuse_tasks
 from .full import FullFineTuning
-from .outer import Outer
+from .outer import Around
 from .reading import find_reader
 from .soft_targets import REDUCTIONS, divergence
 
@@ -83,7 +83,7 @@ class DistillationHead(Edit):
 
 
 @dataclass
-class DistillationTokens(Outer):
+class DistillationTokens(Around):
     """A token beside the class token learns, through a head of its own, what a teacher says of the same pictures:
 
         hard  L = (1 - alpha) CE(y_c, y) + alpha CE(y_d, argmax v)
@@ -125,18 +125,7 @@ class DistillationTokens(Outer):
         need(self.temperature > 0, self, "temperature", "positive")
         need(self.reduction in REDUCTIONS, self, "reduction", " or ".join(map(repr, REDUCTIONS)))
         need(self.init in ("normal", "copy"), self, "init", "'normal' or 'copy'")
-        need(self.around.strip().lower() not in (self.name, *self.aliases), self, "around", "another method")
         super().check()
-
-    def inner(self) -> Method:
-        """The method that trains the rest."""
-        from . import make
-
-        return make(self.around, **self.settings_of)
-
-    def start_rate(self) -> float:
-        """The other method's."""
-        return self.inner().start_rate()
 
     def settings(self) -> dict[str, Any]:
         """The fields as plain data; of a teacher that is a module its class."""

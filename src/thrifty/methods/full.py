@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..core import Method, need
+from ..core import Method, need, set_apart
 from ..core.ledger import ledger
 from ..core.roles import HEADS
 from ..core.site import owned
@@ -62,10 +62,7 @@ class FullFineTuning(Method):
         if self.head_factor == 1:
             return groups
         named, new = dict(at.named_parameters()), self.new_layers(at)
-        fast = {id(named[name]) for name in new}
-        split = [{**group, "params": [p for p in group["params"] if (id(p) in fast) == is_new], "lr": rate * factor}
-                 for is_new, factor in ((False, 1.0), (True, self.head_factor)) for group in groups]
-        return [group for group in split if group["params"]]
+        return set_apart(groups, [named[name] for name in new], rate * self.head_factor)
 
 
 def head_names(at: Attachment) -> list[str]:

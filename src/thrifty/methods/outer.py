@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..core import Method
+from ..core import Method, need
 
 if TYPE_CHECKING:
     from ..core import Attachment
@@ -60,3 +60,28 @@ class Outer(Method):
     def groups(self, at: Attachment, rate: float, decay: float) -> list[dict[str, Any]]:
         """The inner method's own."""
         return self.inner().groups(at, rate, decay)
+
+
+class Around(Outer):
+    """An outer method whose settings ``around`` and ``settings_of`` name the inner one, by default full fine-tuning."""
+
+    if TYPE_CHECKING:
+        around: str
+        settings_of: dict[str, Any]
+
+    def check(self) -> None:
+        """The inner method is another one, exists, and is fit."""
+        from . import names
+
+        need(self.around.strip().lower() not in names(type(self)), self, "around", "another method")
+        super().check()
+
+    def inner(self) -> Method:
+        """The method of that name, with its settings."""
+        from . import make
+
+        return make(self.around, **self.settings_of)
+
+    def start_rate(self) -> float:
+        """The inner method's."""
+        return self.inner().start_rate()

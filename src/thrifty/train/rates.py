@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from thrifty.core import Attachment, Method
+from thrifty.core import Attachment, Method, set_apart
 from thrifty.core.errors import NoSuchSetting
 from thrifty.tasks import Task
 
@@ -49,18 +49,12 @@ def head_of(at: Attachment, task: Task) -> list[nn.Parameter]:
         p for edit in at.edits.values() if edit.replaces for p in edit.parameters()]
 
 
-def set_apart(groups: list[dict[str, Any]], head: list[nn.Parameter], rate: float) -> list[dict[str, Any]]:
-    """The optimiser's ``groups`` with the parameters of the ``head`` in groups of their own, at that peak rate.
+def give_head(groups: list[dict[str, Any]], head: list[nn.Parameter], rate: float) -> list[dict[str, Any]]:
+    """The optimiser's ``groups`` with the parameters of the ``head`` at that peak rate.
 
     Raises:
         NoSuchSetting: there is no head.
     """
-    theirs = {id(p) for p in head}
-    if not theirs:
+    if not head:
         raise NoSuchSetting("head_rate: no head trains here, so there is nothing that it could be the rate of")
-    parted = []
-    for group in groups:
-        for chosen, own in ((False, {}), (True, {"lr": rate})):
-            if some := [p for p in group["params"] if (id(p) in theirs) == chosen]:
-                parted.append({**group, **own, "params": some})
-    return parted
+    return set_apart(groups, head, rate)

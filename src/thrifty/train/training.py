@@ -22,7 +22,7 @@ from thrifty.train.precision import Precision
 from thrifty.train.predicting import Abandoned, answer
 from thrifty.train.processes import Processes, move
 from thrifty.train.progress import Progress
-from thrifty.train.rates import head_of, set_apart
+from thrifty.train.rates import give_head, head_of
 from thrifty.train.schedule import share
 from thrifty.train.settings import Settings
 from thrifty.trunk import Direct
@@ -55,7 +55,7 @@ class Training:
             self.order.refuse_never(self.total)
         groups = self.method.groups(at, settings.rate, settings.decay)
         if settings.head_rate is not None:
-            groups = set_apart(groups, head_of(at, task), settings.head_rate)
+            groups = give_head(groups, head_of(at, task), settings.head_rate)
         self.optimizer = torch.optim.AdamW(groups, lr=settings.rate)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.log = Log(seed)
