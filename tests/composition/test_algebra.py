@@ -96,7 +96,7 @@ class BottleneckAt(thrifty.Pfeiffer):
     """A bottleneck at whatever is named."""
 
     def attach(self, at: thrifty.Attachment, batches: Any = None) -> None:
-        from thrifty.methods.bottleneck import Bottleneck
+        from thrifty.methods.branches.bottleneck import Bottleneck
 
         for site in at.sites(self.where):
             at.put(site, Bottleneck, rank=3, act="relu", init="normal", std=0.02)

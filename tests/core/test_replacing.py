@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import thrifty
-from thrifty.methods.bottleneck import Bottleneck
+from thrifty.methods.branches.bottleneck import Bottleneck
 from thrifty.methods.lora import LowRank
 from thrifty.testing import tiny
 from thrifty.testing.measuring import put, stir

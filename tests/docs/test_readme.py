@@ -12,12 +12,31 @@ from thrifty.methods import CATALOGUE
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_table_of_methods_is_that_of_the_catalogue():
+def catalogue():
     spec = importlib.util.spec_from_file_location("catalogue", ROOT / "docs" / "catalogue.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_the_lists_of_methods_are_those_of_the_catalogue():
+    made = catalogue()
     text = (ROOT / "README.md").read_text()
-    assert module.written(text) == text, "run `python docs/catalogue.py`"
+    assert made.written(text) == text, "run `python docs/catalogue.py`"
+    rows = [line.split(" | ") for line in made.METHODS.read_text().splitlines() if line.startswith("| `")]
+    there = [[row[0].removeprefix("| "), row[1], *(cell.removesuffix(" |") for cell in row[-3:])] for row in rows]
+    wanted = [[made.names(m), m.trains, *made.about(m)] for route in made.ROUTES for m in CATALOGUE.values() if m.route == route]
+    assert there == wanted, "run `python docs/catalogue.py`"
+
+
+def test_the_counts_in_the_catalogue_are_those_of_the_papers():
+    """LoRA on q and v of BERT-base at rank 8, Houlsby at 64, CoOp's 16 vectors, TaskRes."""
+    made = catalogue()
+    wanted = {("lora", "BERT"): 12 * 2 * 2 * 8 * 768, ("houlsby", "BERT"): 24 * (2 * 768 * 64 + 64 + 768) + 25 * 2 * 768,
+              ("coop", "CLIP"): 16 * 512, ("taskres", "CLIP"): 10 * 512}
+    for (name, shape), number in wanted.items():
+        found = made.count(CATALOGUE[name], made.SHAPES[shape])
+        assert found == f"{number:,}", (name, shape, found)
 
 
 def test_every_method_cites_its_paper_and_says_what_it_trains():

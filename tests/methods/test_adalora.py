@@ -14,7 +14,7 @@ from torch import nn
 import thrifty
 from thrifty.core.errors import NoSuchSetting, ThriftyError
 from thrifty.methods.adalora import scores
-from thrifty.methods.components import Components, components, compress, prune
+from thrifty.methods.branches.components import Components, components, compress, prune
 from thrifty.methods.lora import LowRank
 
 NAMES = {"A": "lora_A", "B": "lora_B", "c": "lora_E"}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import thrifty
 from thrifty.core.errors import CannotMerge, DeadEdit, NoSuchSetting, NoSuchSite
 from thrifty.methods import make
-from thrifty.methods.bottleneck import ACTS
+from thrifty.methods.branches.bottleneck import ACTS
 
 
 class Tail(nn.Module):

@@ -15,8 +15,8 @@ import thrifty
 from thrifty.core.errors import NoSuchSetting, Unfit
 from thrifty.methods import find
 from thrifty.methods.bi_tuning import KEY, PLACES, QUEUE_H, QUEUE_Z
-from thrifty.methods.contrast import contrast, enqueue
-from thrifty.methods.views import crop, second_view
+from thrifty.methods.guidance.contrast import contrast, enqueue
+from thrifty.methods.guidance.views import crop, second_view
 
 
 class Two(type(task(network()))):  # type: ignore[misc]

@@ -14,8 +14,8 @@ import thrifty
 from thrifty.core.errors import NoSuchSetting, Unfit
 from thrifty.core.hooks import main
 from thrifty.methods.block_drop import block_flops, policy_of
-from thrifty.methods.block_policy import bounded, build, reward
-from thrifty.methods.flops import flops
+from thrifty.methods.depth.block_policy import bounded, build, reward
+from thrifty.methods.depth.flops import flops
 
 DEEP: dict[str, dict[str, Any]] = {
     "vit": {"num_hidden_layers": 4}, "dinov2": {"num_hidden_layers": 3},

@@ -14,7 +14,7 @@ from torch import Tensor
 import thrifty
 from thrifty.clip import ImageTextModel
 from thrifty.core.errors import BadData, HalfAdapted, NoSuchSetting, ThriftyError, Unfit
-from thrifty.methods.few_shot import Seen
+from thrifty.methods.few_shot.support import Seen
 from thrifty.methods.lp_plus_plus import begin, gradients, rates, solve
 from thrifty.testing import tiny as stock_tiny
 

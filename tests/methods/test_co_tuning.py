@@ -14,7 +14,7 @@ import thrifty
 from thrifty.core.errors import BadData, NoSuchSetting, ThriftyError, Unfit
 from thrifty.methods import find
 from thrifty.methods.co_tuning import RELATIONSHIP, agreement
-from thrifty.methods.relationship import STRENGTHS, fit, hold_out, relate_directly, relate_in_reverse
+from thrifty.methods.guidance.relationship import STRENGTHS, fit, hold_out, relate_directly, relate_in_reverse
 
 P = torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1]])
 

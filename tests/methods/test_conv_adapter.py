@@ -12,8 +12,8 @@ from torch import Tensor
 import thrifty
 from thrifty.core.errors import NoSuchSetting, NoSuchSite, Unfit
 from thrifty.methods import make
+from thrifty.methods.branches.conv_branch import ConvAside, ConvBranch, Convolutions, FinalNorm
 from thrifty.methods.conv_adapter import DESIGNS
-from thrifty.methods.conv_branch import ConvAside, ConvBranch, Convolutions, FinalNorm
 from thrifty.testing import tiny as families
 
 GEOMETRY = {"stride": 1, "padding": 1, "dilation": 1, "init": "kaiming", "zero": "none"}

@@ -14,9 +14,9 @@ from torch import Tensor
 import thrifty
 from thrifty.clip import ImageTextModel
 from thrifty.core.errors import HalfAdapted, NoSuchSetting, Unfit
-from thrifty.methods.context import Context, arrange, nearest_tokens
 from thrifty.methods.kgcoop import TEACHER
 from thrifty.methods.prograd import align
+from thrifty.methods.prompts.context import Context, arrange, nearest_tokens
 
 BATCH = {"pixel_values": two.pictures()}
 LABELS = torch.tensor([0, 3, 1])

@@ -12,9 +12,9 @@ from small_classifiers import attach, batch, batches, network, resnet50, steps, 
 import thrifty
 from thrifty.core.errors import NoSuchSetting, ThriftyError, Unfit
 from thrifty.methods import find, make
-from thrifty.methods.channel_attention import silenced, weigh
 from thrifty.methods.delta import WEIGHTS, gap
-from thrifty.methods.source import ask_source
+from thrifty.methods.guidance.channel_attention import silenced, weigh
+from thrifty.methods.guidance.source import ask_source
 
 SOURCE = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]], [[2.0, 2.0], [0.0, 0.0]]]])
 TARGET = torch.tensor([[[[1.0, 1.0], [0.0, 1.0]], [[2.0, 0.0], [0.0, 0.0]]]])
@@ -103,7 +103,7 @@ def test_attention_is_measured_by_silencing_filters() -> None:
     head = {n: p.detach().clone() for n, p in model.classifier.named_parameters()}
     fitted: dict[str, torch.Tensor] = {}
 
-    import thrifty.methods.channel_attention as module
+    import thrifty.methods.guidance.channel_attention as module
 
     real = module._fit
 
@@ -138,7 +138,7 @@ def test_attention_is_measured_by_silencing_filters() -> None:
 
 
 def test_the_head_that_weighs_is_fitted_to_the_rows() -> None:
-    from thrifty.methods.channel_attention import _fit
+    from thrifty.methods.guidance.channel_attention import _fit
 
     torch.manual_seed(0)
     labels = torch.arange(60) % 3

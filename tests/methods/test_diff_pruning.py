@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import thrifty
 from thrifty.core.errors import CannotMerge, NoSuchSetting, ThriftyError, Unfit
-from thrifty.methods.diff_gates import Gates, gate, gates_of
 from thrifty.methods.diff_pruning import budget, project
+from thrifty.methods.sparse.diff_gates import Gates, gate, gates_of
 from thrifty.train import training
 
 sys.path.append(str(Path(__file__).parents[1] / "train"))

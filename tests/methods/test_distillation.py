@@ -16,8 +16,8 @@ import thrifty
 from thrifty import models, tasks
 from thrifty.core.errors import NoSuchSetting, Unfit
 from thrifty.methods import find, make
-from thrifty.methods.soft_targets import divergence
-from thrifty.methods.teacher import find_teacher
+from thrifty.methods.guidance.soft_targets import divergence
+from thrifty.methods.guidance.teacher import find_teacher
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 import tiny_folders  # noqa: E402

@@ -14,7 +14,7 @@ from small_classifiers import attach, batch, network, steps, task
 import thrifty
 from thrifty.core.errors import NoSuchSetting, Unfit
 from thrifty.methods import find
-from thrifty.methods.soft_targets import divergence
+from thrifty.methods.guidance.soft_targets import divergence
 
 
 def made(family: str = "vit", **settings: Any) -> tuple[Any, Any, Any, Any]:

@@ -12,7 +12,7 @@ from torch import nn
 import thrifty
 from thrifty.core.errors import NoSuchSetting, ThriftyError
 from thrifty.methods import find
-from thrifty.methods.components import components
+from thrifty.methods.branches.components import components
 from thrifty.methods.dynamic_rank_dora import importance
 
 

@@ -15,10 +15,10 @@ from torch import Tensor
 import thrifty
 from thrifty.core.errors import DeadEdit, NoSuchSetting, Unfit
 from thrifty.core.hooks import main
-from thrifty.methods import discrepancy, exit_budget
-from thrifty.methods.exit_measuring import confidences, exit_flops, set_thresholds, taken, thresholds
-from thrifty.methods.exits import exits_of, listening
-from thrifty.methods.flops import flops
+from thrifty.methods.depth import discrepancy, exit_budget
+from thrifty.methods.depth.exit_measuring import confidences, exit_flops, set_thresholds, taken, thresholds
+from thrifty.methods.depth.exits import exits_of, listening
+from thrifty.methods.depth.flops import flops
 
 DEEP: dict[str, dict[str, Any]] = {"vit": {"num_hidden_layers": 4}, "dinov2": {"num_hidden_layers": 4},
                                    "resnet": {"hidden_sizes": [8, 16, 16], "depths": [1, 2, 1]}}

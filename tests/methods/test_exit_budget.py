@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from thrifty.methods import exit_budget as budget
+from thrifty.methods.depth import exit_budget as budget
 
 C = [[.9, .8, .6, .55, .5, .4], [.95, .7, .85, .65, .6, .5], [1.0] * 6]
 INF = math.inf

@@ -16,8 +16,8 @@ from thrifty.core.attending import Attending
 from thrifty.core.errors import NoSuchSetting, Unfit
 from thrifty.methods import make
 from thrifty.methods.expres import TokenResidual
-from thrifty.methods.feature_head import head_of
-from thrifty.methods.tokens import Tokens
+from thrifty.methods.features.feature_head import head_of
+from thrifty.methods.prompts.tokens import Tokens
 
 IMAGES = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 EVERY = "ln1|q|k|v|o|ln2|fc1|fc2"

@@ -13,11 +13,11 @@ import thrifty
 from thrifty.core.errors import CannotMerge, DeadEdit, NoSuchSetting, ThriftyError, Unfit
 from thrifty.core.probe import guess_example, run_once
 from thrifty.methods import make
-from thrifty.methods.group_lasso import Recipe, choose_fraction, divide, fit, group_lasso, join, score, select, unit
+from thrifty.methods.branches.side import place
+from thrifty.methods.features.group_lasso import Recipe, choose_fraction, divide, fit, group_lasso, join, score, select, unit
+from thrifty.methods.features.pooled_taps import BatchRows, PooledTap, find_places, pool
 from thrifty.methods.head2toe import SelectedHead
 from thrifty.methods.heads import last_linear
-from thrifty.methods.pooled_taps import BatchRows, PooledTap, find_places, pool
-from thrifty.methods.side import place
 from thrifty.testing.tiny import make as make_tiny
 
 QUICK: dict[str, Any] = {"fractions": [0.3], "steps": 20}

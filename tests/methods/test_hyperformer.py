@@ -13,7 +13,7 @@ import thrifty
 from thrifty.core.errors import CannotCombine, CannotMerge, NoSuchSetting, NoSuchSite, ThriftyError, Unfit
 from thrifty.core.routing import tell
 from thrifty.methods import make
-from thrifty.methods.generated import specialise
+from thrifty.methods.branches.generated import specialise
 from thrifty.methods.hyperformer import Hypernetwork
 
 TASKS = ["rte", "mrpc", "cola"]

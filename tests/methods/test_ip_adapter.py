@@ -15,7 +15,7 @@ import thrifty
 from thrifty.core.errors import BadData, DeadEdit, Missing, NoSuchSetting, Unfit
 from thrifty.methods import make
 from thrifty.methods.ip_adapter import Every, ImageAttention, ImageTokens, Single, set_scale
-from thrifty.methods.perceiver import Resampler
+from thrifty.methods.prompts.perceiver import Resampler
 from thrifty.models import diffusion
 from thrifty.testing import PROMISES, contract
 from thrifty.testing.tiny import Tiny

@@ -18,10 +18,10 @@ from thrifty.core.errors import NoSuchSetting, Unfit
 from thrifty.core.probe import Seen as Probe
 from thrifty.core.site import at_path
 from thrifty.methods.ape import RefinedCache, ResidualCache
-from thrifty.methods.channels import choose, criterion, similarity
-from thrifty.methods.few_shot import VIEW, Seen
-from thrifty.methods.grid_search import best, grid
-from thrifty.methods.key_cache import KeyCache
+from thrifty.methods.few_shot.channels import choose, criterion, similarity
+from thrifty.methods.few_shot.grid_search import best, grid
+from thrifty.methods.few_shot.key_cache import KeyCache
+from thrifty.methods.few_shot.support import VIEW, Seen
 from thrifty.methods.sus_x import InterModalCache
 from thrifty.methods.tip_adapter import RECIPES
 

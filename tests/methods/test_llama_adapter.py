@@ -16,7 +16,7 @@ from torch import Tensor
 import thrifty
 from thrifty.core.errors import NoSuchSetting, Unfit
 from thrifty.methods.llama_adapter import GatedPrompt
-from thrifty.methods.sight import seeing
+from thrifty.methods.prompts.sight import seeing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 import tiny_folders  # noqa: E402

@@ -15,7 +15,7 @@ from thrifty.core.errors import CannotMerge, NoSuchSetting, Unfit
 from thrifty.methods import make
 from thrifty.methods.llama_adapter import GatedPrompt
 from thrifty.methods.llama_adapter_v2 import ScaledBias, groups, only
-from thrifty.methods.sight import Block, Queried
+from thrifty.methods.prompts.sight import Block, Queried
 
 META = {"input_ids": torch.ones(1, 4, dtype=torch.long, device="meta")}
 PICTURES = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(3))

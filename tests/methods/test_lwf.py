@@ -9,7 +9,7 @@ from small_classifiers import attach, batch, network, old_head, source_logits, s
 import thrifty
 from thrifty.core.errors import NoSuchSetting, Unfit
 from thrifty.methods import find
-from thrifty.methods.source_head import source_head
+from thrifty.methods.guidance.source_head import source_head
 
 
 def test_the_loss_is_recomputed_from_recorded_answers() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 import thrifty
 from thrifty.core.errors import CannotMerge, DeadEdit, NoSuchSetting, NoSuchSite
 from thrifty.methods import make
-from thrifty.methods.bottleneck import Beside
+from thrifty.methods.branches.bottleneck import Beside
 from thrifty.methods.prefix import Prefix, flatten
 
 

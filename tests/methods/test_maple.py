@@ -14,7 +14,7 @@ from torch import Tensor
 
 import thrifty
 from thrifty.clip import LISTS, ImageTextModel
-from thrifty.methods.context import arrange
+from thrifty.methods.prompts.context import arrange
 
 
 def test_the_authors_numbers() -> None:

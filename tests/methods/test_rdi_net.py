@@ -14,9 +14,9 @@ from torch import Tensor
 import thrifty
 from thrifty.core.errors import NoSuchSetting, Unfit
 from thrifty.core.hooks import main
-from thrifty.methods.flops import flops
+from thrifty.methods.depth.flops import flops
+from thrifty.methods.depth.relational_router import ROUTES, forcing
 from thrifty.methods.rdi_net import routers_of, usage
-from thrifty.methods.relational_router import ROUTES, forcing
 
 X = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 KINDS: dict[str, dict[str, Any]] = {"basic": {"hidden_sizes": [8, 16], "depths": [2, 2]},

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 import thrifty
 from thrifty.core.errors import NoSuchSetting, NoSuchSite, ThriftyError, Unfit
 from thrifty.methods import make
-from thrifty.methods.allocation import SWEEP, Tunable, allocate, rank
-from thrifty.methods.sparse_delta import SparseDelta
+from thrifty.methods.sparse.allocation import SWEEP, Tunable, allocate, rank
+from thrifty.methods.sparse.sparse_delta import SparseDelta
+from thrifty.methods.sparse.squared_gradients import squared_gradients
 from thrifty.methods.spt import DroppedBottleneck, DroppedLowRank
-from thrifty.methods.squared_gradients import squared_gradients
 from thrifty.testing.tiny import make as make_tiny
 
 MATRICES = ("attn.q", "attn.k", "attn.v", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -324,7 +324,7 @@ def test_modules_compute_their_equations() -> None:
 
 
 def test_stochastic_depth_drops_rows_and_keeps_the_mean() -> None:
-    from thrifty.methods.drop_path import DropPath
+    from thrifty.methods.branches.drop_path import DropPath
 
     path, z = DropPath(0.25), torch.ones(4000, 2, 3)
     torch.manual_seed(0)

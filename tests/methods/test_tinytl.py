@@ -13,10 +13,10 @@ from torch import Tensor, nn
 import thrifty
 from thrifty.core.errors import CannotMerge, NoSuchSetting, Unfit
 from thrifty.methods import make
-from thrifty.methods.activation_memory import measure, predict
-from thrifty.methods.kmeans import cluster, quantise
-from thrifty.methods.lite_residual import LiteResidual, divisible, group_norm, main_branches, standardise
-from thrifty.methods.sparing import Frugally, Sparing, pack, unpack
+from thrifty.methods.branches.lite_residual import LiteResidual, divisible, group_norm, main_branches, standardise
+from thrifty.methods.memory.activation_memory import measure, predict
+from thrifty.methods.memory.kmeans import cluster, quantise
+from thrifty.methods.memory.sparing import Frugally, Sparing, pack, unpack
 from thrifty.testing.tiny import make as make_tiny
 
 
@@ -91,7 +91,7 @@ def test_what_the_module_computes() -> None:
 
 def test_kernels_follow_the_resolution() -> None:
     method = thrifty.TinyTL()
-    from thrifty.methods.lite_residual import MainBranch
+    from thrifty.methods.branches.lite_residual import MainBranch
 
     def sizes(height: int) -> tuple[int, int]:
         found = method.sizes(MainBranch(None, None, 8, height, 1))  # type: ignore[arg-type]

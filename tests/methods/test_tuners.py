@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import thrifty
 from thrifty.core.errors import DeadEdit, NoSuchSetting, NoSuchSite, Unfit
-from thrifty.methods.tuners import AdapterTuner, AttentionTuner, FollowingTuner, LookupTuner
+from thrifty.methods.branches.tuners import AdapterTuner, AttentionTuner, FollowingTuner, LookupTuner
 
 EVERYTHING = {"mha": "adapter+prefix+prompt", "ffn": "prompt+adapter+prefix", "block": "prefix+prompt+adapter"}
 SMALL: dict[str, Any] = {"length": 3, "rank": 4}

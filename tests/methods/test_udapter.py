@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import thrifty
 from thrifty.core.errors import CannotMerge, NoSuchSetting, NoSuchSite, Unfit
 from thrifty.core.routing import tell
-from thrifty.methods.generated import specialise
+from thrifty.methods.branches.generated import specialise
 
 FEATURES = {"de": [1.0, 0.0, 1.0, 0.0, 1.0], "fi": [0.0, 1.0, 1.0, 0.0, 0.0], "tr": [0.0, 1.0, 0.0, 1.0, 1.0]}
 LANGUAGES = list(FEATURES)

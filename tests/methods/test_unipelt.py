@@ -15,7 +15,7 @@ from thrifty.core import Attachment, Site
 from thrifty.core.errors import CannotCombine, CannotMerge, DeadEdit, NoSuchSetting, NoSuchSite, Unfit
 from thrifty.core.probe import Seen
 from thrifty.methods import make
-from thrifty.methods.gate import Gate
+from thrifty.methods.prompts.gate import Gate
 from thrifty.methods.unipelt import GatedLowRank, GatedPrefix, GateTap
 
 SMALL: dict[str, Any] = {"length": 3, "rank": 2, "reduction": 4, "hidden": 8}

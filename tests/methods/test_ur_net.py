@@ -13,7 +13,7 @@ from torch import Tensor
 import thrifty
 from thrifty.core.errors import NoSuchSetting, Unfit
 from thrifty.core.hooks import main
-from thrifty.methods.scaled_gates import Gate
+from thrifty.methods.depth.scaled_gates import Gate
 from thrifty.methods.ur_net import scale_of, set_scale
 
 X = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(3))

@@ -12,7 +12,7 @@ from backbones import count, frozen_stay, golden, published, reference_vit, run,
 import thrifty
 from thrifty.core.errors import NoSuchSetting, NoSuchSite, Unfit
 from thrifty.methods import make
-from thrifty.methods.tokens import Tokens, TokensOff
+from thrifty.methods.prompts.tokens import Tokens, TokensOff
 
 
 def tokens(at: thrifty.Attachment) -> list[Tokens]:

@@ -14,7 +14,7 @@ from torch import Tensor
 import thrifty
 from thrifty.core.errors import DeadEdit, NoSuchSite, Unfit
 from thrifty.methods import make
-from thrifty.methods.windows import WindowStart, WindowTokens
+from thrifty.methods.prompts.windows import WindowStart, WindowTokens
 from thrifty.testing import contract
 from thrifty.testing import tiny as backbones
 

@@ -14,7 +14,7 @@ from torch import Tensor
 import thrifty
 from thrifty.core.errors import CannotMerge, DeadEdit, NoSuchSetting, Unfit
 from thrifty.methods import make
-from thrifty.methods.feature_head import head_of
+from thrifty.methods.features.feature_head import head_of
 from thrifty.methods.vqt import Queries
 
 IMAGES = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core import Method, Site, need
 from ..core.errors import NoSuchSetting, ThriftyError
 from ..core.state import whole
-from .components import Components, components, compress, prune
+from .branches.components import Components, components, compress, prune
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..core import Edit, Method, Site, need, register
-from .outer import Outer
+from .guidance.outer import Outer
 
 if TYPE_CHECKING:
     from ..core import Attachment

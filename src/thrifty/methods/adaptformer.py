@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..core import Method, Site, need, register
-from .bottleneck import Beside, Tap
-from .stream import halves, laid_out
-from .tower import choose, image_tower
+from .branches.bottleneck import Beside, Tap
+from .branches.stream import halves, laid_out
+from .features.tower import choose, image_tower
 
 if TYPE_CHECKING:
     from ..core import Attachment

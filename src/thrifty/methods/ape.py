@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Site, need, register
-from .channels import choose, count_of, criterion
-from .few_shot import Seen
-from .grid_search import Setting, grid
-from .key_cache import Grids, KeyCache
+from .few_shot.channels import choose, count_of, criterion
+from .few_shot.grid_search import Setting, grid
+from .few_shot.key_cache import Grids, KeyCache
+from .few_shot.support import Seen
 from .tip_adapter import TipAdapter
 
 LEAST = 1e-6  # added to probabilities before their logarithm

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..core import Method, Row, Site, need, register
 from ..core.errors import NoSuchSetting, ThriftyError, Unfit
-from .widening import Widening, put_among, writes_on
+from .prompts.widening import Widening, put_among, writes_on
 
 if TYPE_CHECKING:
     from ..core import Attachment

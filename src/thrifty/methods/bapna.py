@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core import Method, Site, need
-from .bottleneck import ACTS, Bottleneck
+from .branches.bottleneck import ACTS, Bottleneck
 
 
 @dataclass

@@ -12,10 +12,10 @@ from torch.func import functional_call
 
 from ..core import Edit, Site, need, register
 from ..core.errors import Unfit
-from .contrast import contrast, enqueue
+from .features.reading import find_reader
 from .full import FullFineTuning
-from .reading import find_reader
-from .views import KINDS, second_view
+from .guidance.contrast import contrast, enqueue
+from .guidance.views import KINDS, second_view
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -16,12 +16,12 @@ from ..core.hooks import main
 from ..core.ledger import ledger
 from ..core.probe import guess_example
 from ..core.site import owned
-from . import pictures
-from .block_policy import NETWORKS, Policy, bounded, log_likelihood, reward
-from .dropping import Drop, droppable
-from .flops import flops
-from .said import Said
-from .slow_trunk import slow_down
+from .depth.block_policy import NETWORKS, Policy, bounded, log_likelihood, reward
+from .depth.dropping import Drop, droppable
+from .depth.flops import flops
+from .depth.said import Said
+from .depth.slow_trunk import slow_down
+from .features import pictures
 
 if TYPE_CHECKING:
     from ..core import Attachment

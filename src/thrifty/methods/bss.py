@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..core import need
+from .branches.side import SideTap, asked
+from .features.reading import find_reader
 from .full import FullFineTuning
-from .outer import Around
-from .reading import find_reader
-from .side import SideTap, asked
+from .guidance.outer import Around
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 
 from ..core import Edit, Method, Site, need, register
-from .context import place
+from .prompts.context import place
 
 if TYPE_CHECKING:
     from ..core import Attachment

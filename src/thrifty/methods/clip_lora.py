@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..core import need
-from .context import place
 from .lora import LoRA
+from .prompts.context import place
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -11,10 +11,10 @@ from torch import Tensor
 from ..core import need
 from ..core.errors import ThriftyError, Unfit
 from ..core.probe import run_once
+from .features.reading import inputs_of
 from .full import FullFineTuning
-from .reading import inputs_of
-from .relationship import relate_directly, relate_in_reverse
-from .source_head import drop_source_head, features, keep_source_head, source_head
+from .guidance.relationship import relate_directly, relate_in_reverse
+from .guidance.source_head import drop_source_head, features, keep_source_head, source_head
 
 if TYPE_CHECKING:
     from ..core import Attachment

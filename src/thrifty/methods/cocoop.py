@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Edit, Site, need, register
-from .context import Context, place
 from .coop import CoOp
+from .prompts.context import Context, place
 
 if TYPE_CHECKING:
     from ..core import Attachment

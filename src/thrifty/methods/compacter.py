@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core import Branch, Method, Shared, Site, need, register
 from ..core.errors import NoSuchSetting
-from .bottleneck import ACTS
+from .branches.bottleneck import ACTS
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -13,7 +13,7 @@ from ..core import Branch, Method, Site, need, register
 from ..core.errors import CannotMerge, NoSuchSetting, Unfit
 from ..core.site import owned
 from .bitfit import LEAVES
-from .drop_path import DropPath
+from .branches.drop_path import DropPath
 
 if TYPE_CHECKING:
     from ..core import Attachment

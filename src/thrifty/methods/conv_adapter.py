@@ -13,11 +13,11 @@ from ..core import Method, Site, need
 from ..core.errors import NoSuchSite, Unfit
 from ..core.site import owned
 from .bitfit import LEAVES
-from .bottleneck import Tap
-from .conv_branch import ConvAside, ConvBranch, FinalNorm
-from .operations import by_block
-from .stream import Halves, Join, halves, join
-from .tower import choose, image_tower, specials
+from .branches.bottleneck import Tap
+from .branches.conv_branch import ConvAside, ConvBranch, FinalNorm
+from .branches.operations import by_block
+from .branches.stream import Halves, Join, halves, join
+from .features.tower import choose, image_tower, specials
 
 if TYPE_CHECKING:
     from ..core import Attachment

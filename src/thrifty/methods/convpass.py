@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Method, Site, need, register
-from .drop_path import DropPath
-from .stream import Aside, halves, join
-from .tower import as_map, as_tokens, choose, image_tower, specials
+from .branches.drop_path import DropPath
+from .branches.stream import Aside, halves, join
+from .features.tower import as_map, as_tokens, choose, image_tower, specials
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import Method, need
-from .context import POSITIONS, Context, embed, place, sentences
+from .prompts.context import POSITIONS, Context, embed, place, sentences
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Edit, Method, Site, need, register
-from .context import SPREAD, place, refuse_others, sentences
+from .prompts.context import SPREAD, place, refuse_others, sentences
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..core import Site, need
 from ..core.errors import NoSuchSite, ThriftyError, Unfit
-from .channel_attention import channel_axis, measure_attention
+from .branches.side import SideTap, said
 from .full import FullFineTuning, head_names
+from .guidance.channel_attention import channel_axis, measure_attention
+from .guidance.source import ask_source
 from .l2_sp import squares
-from .side import SideTap, said
-from .source import ask_source
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -14,7 +14,7 @@ from ..core.errors import Unfit
 from ..core.ledger import ledger
 from ..core.roles import HEADS
 from ..core.site import at_path, owned
-from .diff_gates import Again, Gates, gates_of
+from .sparse.diff_gates import Again, Gates, gates_of
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..core import need
 from ..core.errors import Unfit
+from .branches.side import SideTap, said
 from .full import FullFineTuning
-from .outer import Around
-from .side import SideTap, said
-from .soft_targets import REDUCTIONS, divergence
-from .teacher import Teacher, find_teacher
+from .guidance.outer import Around
+from .guidance.soft_targets import REDUCTIONS, divergence
+from .guidance.teacher import Teacher, find_teacher
 
 if TYPE_CHECKING:
     from ..core import Attachment

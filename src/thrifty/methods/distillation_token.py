@@ -14,10 +14,10 @@ from ..core import Edit, Site, need, register
 from ..core.errors import DeadEdit, NoSuchSite, Unfit
 from ..core.probe import guess_example, run_once
 from .distillation import TEACHERS, answered, ask_teacher, dismiss, name_teacher, refuse_tasks
+from .features.reading import find_reader
 from .full import FullFineTuning
-from .outer import Around
-from .reading import find_reader
-from .soft_targets import REDUCTIONS, divergence
+from .guidance.outer import Around
+from .guidance.soft_targets import REDUCTIONS, divergence
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core import Method, Site, need
 from ..core.errors import ThriftyError
 from ..core.state import whole
-from .components import Components, components, compress, prune, silence
+from .branches.components import Components, components, compress, prune, silence
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -14,13 +14,14 @@ from ..core import Method, Site, need
 from ..core.errors import Unfit
 from ..core.probe import guess_example
 from ..core.site import at_path, owned
-from . import exit_budget, pictures
-from .exit_measuring import confidences, describe, exit_flops, set_thresholds
-from .exits import Begin, Exit, Gather, Skip, listening
+from .depth import exit_budget
+from .depth.exit_measuring import confidences, describe, exit_flops, set_thresholds
+from .depth.exits import Begin, Exit, Gather, Skip, listening
+from .depth.said import Said
+from .depth.slow_trunk import slow_down
+from .features import pictures
 from .full import FullFineTuning
 from .heads import last_linear
-from .said import Said
-from .slow_trunk import slow_down
 
 if TYPE_CHECKING:
     from ..core import Attachment
@@ -41,7 +42,7 @@ class EarlyExit(Method):
     T_k are set on the validation split: with q = ``budget`` a share of q^k / sum_j q^j should leave at exit k, so that below 1
     most leave early, above 1 late, and with 0 nobody leaves before the end; the papers sweep q from 0.05 to 4.95. ``gammas``
     are one per exit, all 1 if empty. ``trunk="full"`` trains the whole network, at a tenth of the rate of the exits; "frozen"
-    trains the exits alone. A source and an unlabelled target are trained together with ``thrifty.methods.discrepancy``.
+    trains the exits alone. A source and an unlabelled target are trained together with ``thrifty.methods.depth.discrepancy``.
     """
 
     name = "early-exit"

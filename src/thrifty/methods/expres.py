@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ..core import Edit, Method, Site, need, register
 from ..core.errors import Unfit
 from ..core.probe import guess_example, run_once
-from .feature_head import put_head
-from .still import keep_still
-from .tokens import GATHERED, Tokens, TokensRead, last_norm, tower
-from .tower import choose, specials
+from .features.feature_head import put_head
+from .features.tower import choose, specials
+from .prompts.still import keep_still
+from .prompts.tokens import GATHERED, Tokens, TokensRead, last_norm, tower
 
 if TYPE_CHECKING:
     from ..core import Attachment

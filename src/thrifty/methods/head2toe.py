@@ -13,10 +13,10 @@ from ..core import Edit, Method, Site, need, register
 from ..core.errors import CannotMerge, DeadEdit, ThriftyError, Unfit
 from ..core.probe import guess_example, run_once
 from ..core.site import at_path
-from .group_lasso import Recipe, choose_fraction, divide, fit, join, score, select, unit
+from .features.group_lasso import Recipe, choose_fraction, divide, fit, join, score, select, unit
+from .features.pooled_taps import TOKENS, BatchRows, Place, PooledTap, find_places
+from .features.tower import SPECIAL
 from .heads import last_linear
-from .pooled_taps import TOKENS, BatchRows, Place, PooledTap, find_places
-from .tower import SPECIAL
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..core import Method, Site, need
-from .bottleneck import Bottleneck
+from .branches.bottleneck import Bottleneck
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core import Method, Shared, Site, need, register
 from ..core.errors import Unfit
-from .generated import Generated, Shapes, refuse_specialised
+from .branches.generated import Generated, Shapes, refuse_specialised
 
 if TYPE_CHECKING:
     from ..core import Attachment
@@ -114,7 +114,7 @@ class HyperFormer(Method):
     decoder have a network each; the tasks' embeddings serve both. Every normalisation trains too (``norms``). A batch trains
     the embedding of its own task only; rows of different tasks may stand in one batch. ``rank`` 0 stands for d / 32.
 
-    ``thrifty.methods.generated.specialise(at, task)`` keeps the adapters of one task as they are made. A task added later
+    ``thrifty.methods.branches.generated.specialise(at, task)`` keeps the adapters of one task as they are made. A task added later
     (``thrifty.add_tasks``) begins with the mean of the embeddings.
     """
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Edit, Method, Site, register
-from .bottleneck import refuse_maps
+from .branches.bottleneck import refuse_maps
 
 
 class Factors(Edit):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..core import AttentionEdit, Edit, Method, Site, need, register
 from ..core.errors import DeadEdit, NoSuchSite, Unfit
-from .perceiver import Resampler
-from .tuners import Place, look_up, refer, resolve
+from .branches.tuners import Place, look_up, refer, resolve
+from .prompts.perceiver import Resampler
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..core import Method, need
-from .context import Context, embed, sentences
 from .coop import words_of
-from .deep_prompts import put_image, put_text
+from .prompts.context import Context, embed, sentences
+from .prompts.deep_prompts import put_image, put_text
 
 if TYPE_CHECKING:
     from ..core import Attachment

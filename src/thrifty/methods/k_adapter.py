@@ -15,7 +15,7 @@ from ..core import Edit, Method, Site, need, register
 from ..core.errors import CannotCombine, Unfit
 from ..core.roles import HEADS
 from ..core.site import owned
-from .side import SideTap, asked, hear, parameters, place, stacks
+from .branches.side import SideTap, asked, hear, parameters, place, stacks
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ..core import Edit, Method, Site, need, register
 from ..core.errors import NoSuchSetting, NoSuchSite, Unfit
-from .side import place
-from .still import keep_still
-from .tokens import TokensRead, last_norm, tower
-from .tower import specials
+from .branches.side import place
+from .features.tower import specials
+from .prompts.still import keep_still
+from .prompts.tokens import TokensRead, last_norm, tower
 
 if TYPE_CHECKING:
     from ..core import Attachment

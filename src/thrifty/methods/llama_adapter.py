@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ..core import AttentionEdit, Method, Site, need, register
 from ..core.errors import NoSuchSite
 from ..core.hooks import edits_on
-from .operations import Attention, attentions
-from .sight import Projected, seen_by
-from .tuners import Place, look_up, project, refer, resolve
+from .branches.operations import Attention, attentions
+from .branches.tuners import Place, look_up, project, refer, resolve
+from .prompts.sight import Projected, seen_by
 
 if TYPE_CHECKING:
     from ..core import Attachment

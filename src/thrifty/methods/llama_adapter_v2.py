@@ -14,7 +14,7 @@ from ..core import Edit, Method, Site, need, register
 from ..core.errors import CannotMerge, NoSuchSetting, Unfit
 from .ia3 import Scale
 from .llama_adapter import GatedPrompt, put_prompts, stacks_of
-from .sight import Projected, Queried, Sight
+from .prompts.sight import Projected, Queried, Sight
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Method, Site, need, register
-from .bottleneck import ACTS
+from .branches.bottleneck import ACTS
 from .compacter import InSublayer
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Edit, Method, Site, need, register
-from .context import refuse_others
-from .few_shot import Seen, keep, look, own_scores
+from .few_shot.support import Seen, keep, look, own_scores
+from .prompts.context import refuse_others
 
 if TYPE_CHECKING:
     from ..core import Attachment

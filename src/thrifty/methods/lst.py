@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ..core import Edit, Method, Site, need, register
 from ..core.errors import Unfit
 from ..core.hooks import edits_on, main
-from . import pruned
-from .ladder import given, narrow, narrow_norm, tail
-from .side import SideTap, Stack, asked, hear, parameters, place, said, stacks
+from .branches import pruned
+from .branches.ladder import given, narrow, narrow_norm, tail
+from .branches.side import SideTap, Stack, asked, hear, parameters, place, said, stacks
 
 if TYPE_CHECKING:
     from ..core import Attachment

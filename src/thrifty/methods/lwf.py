@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..core import need
 from .full import FullFineTuning
-from .soft_targets import divergence
-from .source import ask_source
-from .source_head import drop_source_head, features, first_answer, keep_source_head, source_head
+from .guidance.soft_targets import divergence
+from .guidance.source import ask_source
+from .guidance.source_head import drop_source_head, features, first_answer, keep_source_head, source_head
 
 if TYPE_CHECKING:
     from ..core import Attachment

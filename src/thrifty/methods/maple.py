@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Method, Shared, Site, need, register
-from .context import SPREAD, Context, embed, sentences
 from .coop import words_of
-from .deep_prompts import ImageTokens, TextTokens, image_places, text_places
+from .prompts.context import SPREAD, Context, embed, sentences
+from .prompts.deep_prompts import ImageTokens, TextTokens, image_places, text_places
 
 if TYPE_CHECKING:
     from ..core import Attachment

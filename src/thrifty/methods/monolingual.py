@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core import Branch, Method, Site, by_task, need, register
 from ..core.errors import NoSuchSetting, NoSuchSite, nearest
-from .bottleneck import Bottleneck, refuse_maps
+from .branches.bottleneck import Bottleneck, refuse_maps
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..core import Edit, Method, Site, need, register
 from ..core.errors import NoSuchSetting, Unfit
 from .noah_space import Net, Sizes, Space
-from .still import keep_still
-from .tokens import tower
+from .prompts.still import keep_still
+from .prompts.tokens import tower
 
 if TYPE_CHECKING:
     from ..core import Attachment

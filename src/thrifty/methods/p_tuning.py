@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..core import Method, Shared, Site, need, register
 from ..core.errors import Unfit
 from .full import FullFineTuning
-from .layout import Template
-from .widening import Widening, put_among, writes_on
+from .prompts.layout import Template
+from .prompts.widening import Widening, put_among, writes_on
 
 if TYPE_CHECKING:
     from ..core import Attachment

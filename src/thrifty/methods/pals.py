@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ..core import Branch, Method, Shared, Site, by_task, need, register
 from ..core.errors import DeadEdit, NoSuchSite, Unfit
-from .bottleneck import Tap
+from .branches.bottleneck import Tap
+from .branches.masks import MaskTap
 from .full import FullFineTuning
-from .masks import MaskTap
 
 if TYPE_CHECKING:
     from ..core import Attachment

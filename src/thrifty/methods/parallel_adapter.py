@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import Method, Site, need
 from ..core.errors import NoSuchSite
-from .bottleneck import ACTS, Beside, Tap
-from .operations import by_block, feed_forwards
+from .branches.bottleneck import ACTS, Beside, Tap
+from .branches.operations import by_block, feed_forwards
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import Method, Site, need
 from ..core.errors import NoSuchSite
-from .bottleneck import ACTS, BeforeNorm, Bottleneck, Projections
+from .branches.bottleneck import ACTS, BeforeNorm, Bottleneck, Projections
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core import AttentionEdit, Edit, Method, Shared, Site, need, register
 from ..core.errors import NoSuchSite, Unfit
-from .widening import position_limit
+from .prompts.widening import position_limit
 
 if TYPE_CHECKING:
     from ..core import Attachment

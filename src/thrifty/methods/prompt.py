@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core import Method, Site, need, register
 from ..core.errors import Unfit
-from .widening import Widening, put_among
+from .prompts.widening import Widening, put_among
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..core import Method, need
-from . import pictures
-from .flops import mean_flops
+from .depth.flops import mean_flops
+from .depth.relational_router import ROUTES, Block, Router
+from .depth.slow_trunk import slow_down
+from .features import pictures
 from .full import FullFineTuning
-from .relational_router import ROUTES, Block, Router
-from .slow_trunk import slow_down
 
 if TYPE_CHECKING:
     from ..core import Attachment

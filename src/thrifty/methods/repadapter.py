@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..core import Edit, Method, Site, need, register
 from ..core.errors import CannotMerge, NoSuchSetting, Unfit
-from .operations import by_block
-from .stream import halves
-from .tower import choose, image_tower
+from .branches.operations import by_block
+from .branches.stream import halves
+from .features.tower import choose, image_tower
 
 if TYPE_CHECKING:
     from ..core import Attachment

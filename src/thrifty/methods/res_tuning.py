@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..core import need
-from .mixture import Mixture, put_tuners
-from .tuners import AdapterTuner
+from .branches.mixture import Mixture, put_tuners
+from .branches.tuners import AdapterTuner
 
 if TYPE_CHECKING:
     from ..core import Attachment

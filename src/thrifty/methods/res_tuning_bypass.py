@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Edit, Method, Site, need, register
-from .side import SideTap, asked, hear, parameters, stacks
+from .branches.side import SideTap, asked, hear, parameters, stacks
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -14,13 +14,13 @@ from ..core.errors import ThriftyError, Unfit
 from ..core.part import Part
 from ..core.roles import HEADS
 from ..core.site import owned
-from .allocation import Allocation, Tunable, allocate
 from .bitfit import LEAVES
-from .bottleneck import Projections
-from .drop_path import DropPath
+from .branches.bottleneck import Projections
+from .branches.drop_path import DropPath
 from .lora import LowRank
-from .sparse_delta import SparseDelta
-from .squared_gradients import of_weight, squared_gradients
+from .sparse.allocation import Allocation, Tunable, allocate
+from .sparse.sparse_delta import SparseDelta
+from .sparse.squared_gradients import of_weight, squared_gradients
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..core import Site, need, register
-from .few_shot import Seen
-from .grid_search import Setting, grid
-from .key_cache import Grids, KeyCache
+from .few_shot.grid_search import Setting, grid
+from .few_shot.key_cache import Grids, KeyCache
+from .few_shot.support import Seen
 from .tip_adapter import TipAdapter
 
 RESCALED = ("fixed", "batch")

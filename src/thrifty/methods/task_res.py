@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Edit, Method, Site, need, register
-from .context import place, refuse_others
+from .prompts.context import place, refuse_others
 
 if TYPE_CHECKING:
     from ..core import Attachment

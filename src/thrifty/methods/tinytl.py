@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import Method, need
 from .bitfit import BitFit
-from .bottleneck import Tap
-from .lite_residual import LiteResidual, MainBranch, main_branches
-from .sparing import Sparing
+from .branches.bottleneck import Tap
+from .branches.lite_residual import LiteResidual, MainBranch, main_branches
+from .memory.sparing import Sparing
 
 if TYPE_CHECKING:
     from ..core import Attachment
@@ -32,7 +32,7 @@ class TinyTL(Method):
 
     ``sparing`` makes torch keep for the backward pass what it needs and no more: not the inputs of frozen convolutions and
     normalisations, and of a ReLU one bit per number; see ``sparing`` and, to predict and to measure it, ``activation_memory``.
-    The authors also hold frozen weights in 8 bits, by k-means; ``thrifty.methods.kmeans.quantise`` does that to a model
+    The authors also hold frozen weights in 8 bits, by k-means; ``thrifty.methods.memory.kmeans.quantise`` does that to a model
     before this is attached.
 
     ``mode="bias"`` ("tinytl-bias") is the first half alone, which also serves transformers; ``mode="lite_residual"`` the second.

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from ..core import Method, need
-from .few_shot import Seen, keep, look, own_scores
-from .grid_search import best, grid, record
-from .key_cache import KeyCache
+from .few_shot.grid_search import best, grid, record
+from .few_shot.key_cache import KeyCache
+from .few_shot.support import Seen, keep, look, own_scores
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..core import need
-from .mixture import Mixture, put_tuners
-from .tuners import AdapterTuner, AttentionTuner, FollowingTuner
+from .branches.mixture import Mixture, put_tuners
+from .branches.tuners import AdapterTuner, AttentionTuner, FollowingTuner
 
 if TYPE_CHECKING:
     from ..core import Attachment

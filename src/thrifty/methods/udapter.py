@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core import Method, Shared, Site, need, register
 from ..core.errors import NoSuchSetting, nearest
-from .generated import Generated, Shapes, refuse_specialised
+from .branches.generated import Generated, Shapes, refuse_specialised
 
 if TYPE_CHECKING:
     from ..core import Attachment
@@ -79,8 +79,8 @@ class UDapter(Method):
     among the tasks, or later with ``thrifty.add_tasks(at, ["yo"], features={"yo": [...]})``.
 
     Normalisations stay frozen. Most of what trains are the ``size`` times larger tensors that adapters are made of: the method
-    spares parameters per language, not in all. ``thrifty.methods.generated.specialise(at, language)`` keeps the adapters of one
-    language and throws the rest away. It starts at the base but for rounding.
+    spares parameters per language, not in all. ``thrifty.methods.branches.generated.specialise(at, language)`` keeps the
+    adapters of one language and throws the rest away. It starts at the base but for rounding.
     """
 
     name = "udapter"

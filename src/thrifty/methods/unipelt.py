@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from ..core import Edit, Method, Site, need, register
 from ..core.errors import CannotCombine, CannotMerge, DeadEdit, NoSuchSite, Unfit
-from .bottleneck import BeforeNorm, Bottleneck, Projections
-from .gate import Gate, RealTokensTap
+from .branches.bottleneck import BeforeNorm, Bottleneck, Projections
+from .branches.operations import attentions, by_block
 from .lora import LowRank
-from .operations import attentions, by_block
 from .pfeiffer import after_sum
 from .prefix import Prefix, by_kind, flatten, share_network
-from .widening import writes_on
+from .prompts.gate import Gate, RealTokensTap
+from .prompts.widening import writes_on
 
 if TYPE_CHECKING:
     from ..core import Attachment

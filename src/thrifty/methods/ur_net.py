@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..core import Method, need
 from ..core.probe import guess_example
-from . import pictures
-from .dropping import droppable
-from .flops import mean_flops
+from .depth.dropping import droppable
+from .depth.flops import mean_flops
+from .depth.scaled_gates import SCALE, USED, Gate, Scale
+from .depth.slow_trunk import slow_down
+from .features import pictures
 from .full import FullFineTuning
-from .scaled_gates import SCALE, USED, Gate, Scale
-from .slow_trunk import slow_down
 
 if TYPE_CHECKING:
     from ..core import Attachment

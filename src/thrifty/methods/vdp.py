@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core import Edit, Method, Site, need, register
 from ..core.errors import Unfit
-from . import pictures
+from .features import pictures
 
 if TYPE_CHECKING:
     from ..core import Attachment

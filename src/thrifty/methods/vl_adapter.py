@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core import Method, Site, by_task, need, register
 from ..core.errors import NoSuchSetting
-from .bottleneck import ACTS
+from .branches.bottleneck import ACTS
 from .compacter import HypercomplexAdapter, InSublayer
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ..core import Branch, Edit, Method, Site, need, register
 from ..core.errors import NoSuchSite, Unfit
-from .bottleneck import ACTS, Tap, tapped
-from .operations import attentions, by_block, feed_forwards
-from .stream import halves
+from .branches.bottleneck import ACTS, Tap, tapped
+from .branches.operations import attentions, by_block, feed_forwards
+from .branches.stream import halves
+from .prompts.widening import writes_on
 from .vl_adapter import train_visual
-from .widening import writes_on
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import Method, need
 from ..core.errors import Unfit
-from .still import keep_still
-from .tokens import Projection, Tokens, TokensOff, span_of, tower
-from .tower import choose, specials
-from .windows import put_in_windows, windowed
+from .features.tower import choose, specials
+from .prompts.still import keep_still
+from .prompts.tokens import Projection, Tokens, TokensOff, span_of, tower
+from .prompts.windows import put_in_windows, windowed
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core import Edit, Method, Site, need, register
 from ..core.errors import HalfAdapted, NoSuchSite, Unfit
 from ..core.hooks import edits_on
-from .still import keep_still
+from .prompts.still import keep_still
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from ..core import AttentionEdit, Edit, Method, Site, need, register
 from ..core.attending import Attending
 from ..core.hooks import main
-from .feature_head import head_of, lasso, narrow, put_head, select
-from .side import SideTap, asked, hear
-from .still import keep_still
-from .tokens import span_of, tower
-from .tower import choose
+from .branches.side import SideTap, asked, hear
+from .features.feature_head import head_of, lasso, narrow, put_head, select
+from .features.tower import choose
+from .prompts.still import keep_still
+from .prompts.tokens import span_of, tower
 
 if TYPE_CHECKING:
     from ..core import Attachment

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core import Attachment
 from ..core.errors import NoSuchSetting
 from ..core.hooks import main
-from ..methods import pictures
+from ..methods.features import pictures
 from .statistics import by_batch
 
 Values = dict[str, Tensor]

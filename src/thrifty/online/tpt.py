@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core import Attachment
 from ..core.errors import NoSuchSetting, Unfit
-from ..methods.context import Context
+from ..methods.prompts.context import Context
 
 
 class TPT:

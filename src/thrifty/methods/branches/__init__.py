@@ -1,0 +1,1 @@
+"""What stands beside a frozen operation, and the places where it can stand."""

@@ -1,0 +1,1 @@
+"""Changes of single weights: which of them, and how they are kept."""
