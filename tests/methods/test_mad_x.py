@@ -11,7 +11,7 @@ from backbones import published
 from torch import Tensor
 
 import thrifty
-from thrifty.core.errors import BrokenArtifact, CannotCombine, NoSuchSetting, Unfit
+from thrifty.core.errors import BrokenArtifact, CannotCombine, NoSuchSetting, Unfit, WrongBase
 from thrifty.methods.mad_x import Coupling
 from thrifty.testing import tiny
 from thrifty.testing.measuring import stir
@@ -113,6 +113,40 @@ def test_languages_are_swapped_under_the_task(tmp_path: Path) -> None:
     third = backbone.fresh()
     thrifty.swap(thrifty.load(third, tmp_path / "ner"), "language", de)
     torch.testing.assert_close(backbone.output(third), german)
+
+
+def test_a_language_learned_under_another_head_serves_a_task(tmp_path: Path) -> None:
+    """The language-model head stays behind with the inverse that stood before it; the trunk must be the same."""
+    torch.manual_seed(0)
+    spoken = transformers.BertForMaskedLM(small(32, 4))
+    tagger = transformers.BertForTokenClassification(small(32, 4))
+    trunk = {n: p.clone() for n, p in spoken.bert.state_dict().items()}
+    tagger.bert.load_state_dict(trunk)
+    at = thrifty.attach(spoken, thrifty.MADXLanguage(), example={"input_ids": torch.tensor([[1, 2, 3]])})
+    stir(at, 1, 0.3)
+    folder = str(at.save(tmp_path / "en"))
+    task = thrifty.attach(tagger, thrifty.MADX(language=folder), also_train="head")
+    assert task.about["dropped"] == {"cls#invertible-back": ["language"]}
+    held = {n.rpartition("leaves.language.0.")[2]: t for n, t in task.state().items() if "layer.0" in n and "language.0" in n}
+    learned = {n.rpartition(":")[2]: t for n, t in at.state().items() if "layer.0" in n}
+    assert learned and held.keys() == learned.keys() and all(torch.equal(held[n], t) for n, t in learned.items())
+    ids = {"input_ids": torch.tensor([[1, 2, 3]])}
+    before = tagger.eval()(**ids).logits
+    task.save(tmp_path / "task", unchanged=True)
+    other = transformers.BertForTokenClassification(small(32, 4))
+    other.bert.load_state_dict(trunk)
+    task.detach()
+    thrifty.load(tagger, tmp_path / "task")
+    assert torch.equal(tagger(**ids).logits, before)
+    with torch.no_grad():
+        other.bert.encoder.layer[0].output.dense.weight[0, 0] += 1
+    with pytest.raises(WrongBase, match="layer.0.output.dense"):
+        thrifty.attach(other, thrifty.MADX(language=folder))
+    longer = small(32, 4)
+    longer.num_hidden_layers += 1
+    deep = transformers.BertForTokenClassification(longer)
+    with pytest.raises(WrongBase, match="in a stack of blocks that both have"):
+        thrifty.attach(deep, thrifty.MADX(language=folder))
 
 
 def test_without_the_language_the_answer_is_another(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def begin(at: Attachment, path: str | Path) -> list[str]:
 
     Raises:
         BrokenArtifact: the folder is not whole.
-        WrongBase: it was trained on a model whose common tensors have other contents.
+        WrongBase: it was trained on a model with another trunk.
         CannotCombine: its edits are not those of ``at``, or it trained a part of the base that ``at`` leaves frozen.
     """
     folder = Path(path)

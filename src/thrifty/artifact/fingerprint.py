@@ -39,14 +39,55 @@ def refuse_other(model: nn.Module, recorded: Any, skip: Iterable[str]) -> str:
         WrongBase: naming the tensors that are missing, extra or different.
         BrokenArtifact: the record is not a fingerprint.
     """
-    if not isinstance(recorded, dict) or not isinstance(recorded.get("stored"), dict):
-        raise BrokenArtifact("the file's record of its base model is not a fingerprint")
-    stored = recorded["stored"]
-    tensors = base_tensors(model, frozenset(skip))
+    stored, tensors = _stored(recorded), base_tensors(model, frozenset(skip))
     missing, extra = [n for n in stored if n not in tensors], [n for n in tensors if n not in stored]
     if missing or extra:
         raise WrongBase(f"this adapter was trained on a model with other tensors: {len(missing)} are missing here "
                         f"{missing[:3]}, {len(extra)} are not in its base {extra[:3]}")
+    return _match(model, tensors, recorded)
+
+
+def refuse_other_trunk(model: nn.Module, recorded: Any, skip: Iterable[str]) -> str:
+    """Compare the tensors that ``model`` has in common with a recorded fingerprint: the trunk, under whatever head.
+
+    A head, or the lack of one, is a matter of the task; a block more or less is another trunk.
+
+    Raises:
+        WrongBase: they have other contents, or there are none, or one has blocks that the other lacks.
+        BrokenArtifact: the record is not a fingerprint.
+    """
+    stored, tensors = _stored(recorded), base_tensors(model, frozenset(skip))
+    common = {n: t for n, t in tensors.items() if n in stored}
+    if not stored:
+        return "not compared, as all of it was trained"
+    if not common:
+        raise WrongBase(f"{type(model).__name__} and the base that this adapter was trained on are different models: they have no "
+                        "tensor in common")
+    stacks = {stack for n in common if (stack := _stack(n)) is not None}
+    if odd := [n for n in {**stored, **tensors} if n not in common and _stack(n) in stacks]:
+        here = "here" if odd[0] in tensors else "there"
+        raise WrongBase(f"{type(model).__name__} and the base that this adapter was trained on are different models: {odd[0]!r} "
+                        f"({len(odd)} such) is {here} only, in a stack of blocks that both have")
+    return _match(model, common, recorded)
+
+
+def _stored(recorded: Any) -> dict[str, str]:
+    if not isinstance(recorded, dict) or not isinstance(recorded.get("stored"), dict):
+        raise BrokenArtifact("the file's record of its base model is not a fingerprint")
+    found: dict[str, str] = recorded["stored"]
+    return found
+
+
+def _stack(name: str) -> str | None:
+    """What stands before the first number in a tensor's name: the list of blocks that it belongs to. None if there is none."""
+    words = name.split(".")
+    first = next((i for i, word in enumerate(words) if word.isdigit()), None)
+    return None if first is None else ".".join(words[:first])
+
+
+def _match(model: nn.Module, tensors: dict[str, Tensor], recorded: Any) -> str:
+    """How the contents of ``tensors`` match what is recorded of them."""
+    stored = recorded["stored"]
     different = [n for n, t in tensors.items() if digest(t) != stored[n]]
     if not different:
         return "exactly"
@@ -61,27 +102,9 @@ def refuse_other(model: nn.Module, recorded: Any, skip: Iterable[str]) -> str:
             continue
         if all(digest(_rounded(t, dtype)) == reference.get(n) for n, t in rounded.items()):
             return f"rounded to {name}"
-    raise WrongBase(f"{type(model).__name__} is not the base this adapter was trained on: {len(different)} of {len(stored)} "
+    raise WrongBase(f"{type(model).__name__} is not the base this adapter was trained on: {len(different)} of {len(tensors)} "
                     f"tensors have other contents, the first is {different[0]!r}. Load the base it names, or pass base='any' "
                     "if you know better")
-
-
-def refuse_other_trunk(model: nn.Module, recorded: Any, skip: Iterable[str]) -> None:
-    """Compare the tensors that ``model`` has in common with a recorded fingerprint: the trunk, under whatever head.
-
-    Raises:
-        WrongBase: they have other contents, or there are none.
-        BrokenArtifact: the record is not a fingerprint.
-    """
-    if not isinstance(recorded, dict) or not isinstance(recorded.get("stored"), dict):
-        raise BrokenArtifact("the file's record of its base model is not a fingerprint")
-    stored = recorded["stored"]
-    common = {n: t for n, t in base_tensors(model, frozenset(skip)).items() if n in stored}
-    different = [n for n, t in common.items() if digest(t) != stored[n]]
-    if different or not common:
-        fact = f"{len(different)} of {len(common)} common tensors have other contents, the first is {different[0]!r}" \
-            if different else "they have no tensor in common"
-        raise WrongBase(f"{type(model).__name__} and the base that this adapter was trained on are different models: {fact}")
 
 
 def unread(model: nn.Module, plan: Iterable[Row]) -> list[str]:

@@ -12,7 +12,7 @@ from ..core.attaching import finish
 from ..core.errors import BrokenArtifact, ThriftyError
 from ..core.probe import Example, Seen
 from .files import ABOUT, TENSORS, adapter_folder, read_header, read_json, sha256
-from .fingerprint import refuse_other, unread
+from .fingerprint import refuse_other, refuse_other_trunk, unread
 from .rebuild import rebuild
 from .save import raw
 from .schema import check as check_schema
@@ -42,14 +42,17 @@ def inspect(path: str | Path) -> dict[str, Any]:
     return data
 
 
-def refuse_base(model: nn.Module, data: dict[str, Any]) -> str:
+def refuse_base(model: nn.Module, data: dict[str, Any], head: str = "same") -> str:
     """Compare ``model`` with the base that a folder was trained on, given what ``read`` says of it; returns how they match.
+
+    ``head`` "any" compares what the two have in common, the trunk, under whatever head.
 
     Raises:
         WrongBase: naming the tensors that differ.
     """
     own = [n for n, about in data["trained"].items() if not about["masked"]]
-    return refuse_other(model, data["base"], [*own, *unread(model, map(Row.read, data["plan"]))])
+    compare = refuse_other if head == "same" else refuse_other_trunk
+    return compare(model, data["base"], [*own, *unread(model, map(Row.read, data["plan"]))])
 
 
 def load(model: nn.Module, path: str | Path, name: str = "default", *, base: str = "same", example: Example | None = None,

@@ -70,6 +70,9 @@ def put(at: Attachment, tree: Any, heads: str | None = None, example: Example | 
         part.frozen = new and not part.new
     routed = {leaf.name for leaf, way in above(shape) if any(isinstance(node, Rows) for node, _ in way)}
     _name_tasks(at, nodes, parts)
+    for part in parts:
+        for what in part.behind:
+            at.about.setdefault("dropped", {}).setdefault(what, []).append(part.name)
     held = _place_values(at, parts, routed, heads)
     state = _share(at, parts)
     for (_, _, port), here in places(at, parts).items():

@@ -1,7 +1,8 @@
 """The parts of a composition before they are put together: what a saved adapter, or a new method, would put on the model."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ SCRATCH = "thrifty-part"
 
 @dataclass
 class Part:
-    """One adapter: rows of its plan, its tensors by the names of its own file, and which base parameters it trained in place."""
+    """One adapter: rows of its plan, its tensors by the names of its own file, and which base parameters it trained in place.
+
+    ``behind`` are the edits and parameters that it has at a head which this model does not have, as the task is another one.
+    """
 
     name: str
     rows: list[Row]
@@ -28,6 +32,7 @@ class Part:
     new: bool
     about: dict[str, Any]
     frozen: bool = False
+    behind: list[str] = field(default_factory=list)
 
 
 def gather(model: nn.Module, leaves: list[Named], example: Example | None, seen: Seen) -> list[Part]:
@@ -49,19 +54,24 @@ def gather(model: nn.Module, leaves: list[Named], example: Example | None, seen:
 
 
 def from_folder(model: nn.Module, name: str, folder: Path) -> Part:
-    """A saved adapter, verified as `thrifty.load` verifies it.
+    """A saved adapter, verified as `thrifty.load` verifies it, but that its base may have had another head.
 
     Raises:
         BrokenArtifact, WrongBase: naming what is wrong.
         CannotCombine: it has sparse masks or batch statistics.
     """
     data, rows, state = read(folder)
-    refuse_base(model, data)
+    refuse_base(model, data, head="any")
     special = [n for n, about in data["trained"].items() if about["masked"] or about["buffer"]]
     if special:
         raise CannotCombine(f"{folder}: {special[0]!r} is trained in part, or is a running statistic; it can only be used alone")
     shared = tuple(data["shared"]) if data["shared"] else None
-    return Part(name, [row for row in rows if row.on], state, shared, list(data["trained"]), False, data["about"])
+    there = {child for child, _ in model.named_children()}
+    absent = [row for row in rows if row.path and row.path.partition(".")[0] not in there and not re.search(r"\.\d", row.path)]
+    headless = [n for n in data["trained"] if n.partition(".")[0] not in there and n not in dict(model.named_parameters())]
+    return Part(name, [row for row in rows if row.on and row not in absent], state, shared,
+                [n for n in data["trained"] if n not in headless], False, data["about"],
+                behind=[*(row.key for row in absent), *headless])
 
 
 def _from_method(model: nn.Module, name: str, method: Method, example: Example | None) -> Part:
