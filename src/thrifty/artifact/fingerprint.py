@@ -68,7 +68,7 @@ def refuse_other_trunk(model: nn.Module, recorded: Any, skip: Iterable[str]) -> 
         here = "here" if odd[0] in tensors else "there"
         raise WrongBase(f"{type(model).__name__} and the base that this adapter was trained on are different models: {odd[0]!r} "
                         f"({len(odd)} such) is {here} only, in a stack of blocks that both have")
-    return _match(model, common, recorded)
+    return _match(model, common, recorded, "common ")
 
 
 def _stored(recorded: Any) -> dict[str, str]:
@@ -85,7 +85,7 @@ def _stack(name: str) -> str | None:
     return None if first is None else ".".join(words[:first])
 
 
-def _match(model: nn.Module, tensors: dict[str, Tensor], recorded: Any) -> str:
+def _match(model: nn.Module, tensors: dict[str, Tensor], recorded: Any, kind: str = "") -> str:
     """How the contents of ``tensors`` match what is recorded of them."""
     stored = recorded["stored"]
     different = [n for n, t in tensors.items() if digest(t) != stored[n]]
@@ -103,7 +103,7 @@ def _match(model: nn.Module, tensors: dict[str, Tensor], recorded: Any) -> str:
         if all(digest(_rounded(t, dtype)) == reference.get(n) for n, t in rounded.items()):
             return f"rounded to {name}"
     raise WrongBase(f"{type(model).__name__} is not the base this adapter was trained on: {len(different)} of {len(tensors)} "
-                    f"tensors have other contents, the first is {different[0]!r}. Load the base it names, or pass base='any' "
+                    f"{kind}tensors have other contents, the first is {different[0]!r}. Load the base it names, or pass base='any' "
                     "if you know better")
 
 
