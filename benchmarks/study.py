@@ -51,7 +51,7 @@ class Case:
     @property
     def backbone(self) -> str:
         """What `thrifty.tune` takes for the model."""
-        return self.model if self.model == "minilm" else str(WEIGHTS / self.model)
+        return self.model if self.model in ("minilm", "vit-mini") else str(WEIGHTS / self.model)
 
     @property
     def source(self) -> Any:
