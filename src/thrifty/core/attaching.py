@@ -87,5 +87,6 @@ def finish(at: Attachment, example: Example | None, check: bool) -> None:
             elif (guess := guess_example(at.model)) is not None:
                 with contextlib.suppress(TypeError, ValueError, RuntimeError, IndexError):  # a guess that fails proves nothing
                     at.check(guess)
+    at.surveyed = None
     at.start = {n: digest(p) for n, p in at.named_parameters()}
     at.watch = Watch(at)

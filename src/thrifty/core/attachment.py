@@ -159,7 +159,7 @@ class Attachment(Building):
         return save(self, path, **about)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "watch": None}
+        return {**self.__dict__, "watch": None, "surveyed": None}
 
     def __repr__(self) -> str:
         kind = self.method.name if self.method else "loaded"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import ledger as ledgers
 from .edit import Edit, Shared, build, plain
 from .errors import HalfAdapted, NoSuchSite, ThriftyError
-from .finding import sites
+from .finding import sites, survey
 from .hooks import install, rehook, remove
 from .merging import touched
 from .method import Method
@@ -85,6 +85,7 @@ class Building:
         self.watch: Watch | None = None
         self.context = Context(self)
         self.seen = seen or Seen(model)
+        self.surveyed: tuple[list[int], list[Site]] | None = None  # the base's modules, and the sites found among them
         self.base_match = ""  # after loading: how the base was recognised
         self.revision = 0  # how often it changed what trains, after it was attached
         self.merged = self.closed = False
@@ -97,7 +98,10 @@ class Building:
 
     def sites(self, where: str) -> list[Site]:
         """The sites that ``where`` names; see ``thrifty.sites``."""
-        return sites(self.model, where, seen=self.seen, own=self.roles)
+        there = [id(m) for path, m in self.model.named_modules() if not owned(path)]
+        if self.surveyed is None or self.surveyed[0] != there:
+            self.surveyed = there, survey(self.model, self.seen, self.roles)
+        return sites(self.model, where, every=self.surveyed[1])
 
     def put(self, site: Site, edit: type[Edit], **numbers: Any) -> Edit:
         """Make an ``edit`` for ``site`` and install it. ``numbers`` must be plain data.

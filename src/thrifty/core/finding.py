@@ -17,24 +17,20 @@ from .site import Site, owned
 _TERM = re.compile(r"(!?)\s*([^\[\]]+?)(?:\[(-?\d*)(:?)(-?\d*)\])?")
 
 
-def sites(model: nn.Module, where: str = "*", *, seen: Seen | None = None, own: Mapping[str, str] | None = None) -> list[Site]:
+def sites(model: nn.Module, where: str = "*", *, seen: Seen | None = None, own: Mapping[str, str] | None = None,
+          every: list[Site] | None = None) -> list[Site]:
     """The sites that ``where`` names, in the model's order.
 
     ``where`` is a list of terms separated by ``|``. A term is a glob over roles (``attn.q``) or over paths
     (``encoder.layer.3.*``), perhaps with depths (``block[2:6]``, ``attn.q[-1]``); ``!term`` takes sites away, with all that
-    lies inside them.
+    lies inside them. ``every`` are the model's sites, where they are known already (`survey`).
 
     Raises:
         NoSuchSite: a term matches nothing; the message names it, what is near, and the roles there are.
         HalfAdapted: a term reaches only some of what it means: a mixture's shared expert but not its expert tensors, one of
             two paths of a shared module, a fused projection whose layout is unknown.
     """
-    seen = seen or Seen(model)
-    if opened := "_thrifty" not in model.__dict__:
-        open_attention(model)
-    every = list(_all(model, seen, own or {}))
-    if opened:
-        close_attention(model)
+    every = survey(model, seen or Seen(model), own or {}) if every is None else every
     last = {s.stack: s.depth + 1 for s in every if s.depth >= 0}
     chosen: list[Site] = []
     terms = [_parse(term, where) for term in where.split("|")]
@@ -48,10 +44,22 @@ def sites(model: nn.Module, where: str = "*", *, seen: Seen | None = None, own: 
         if not hits:
             raise NoSuchSite(_nothing(model, every, glob, where))
         _refuse_halves(every, hits, glob, [g for m, g, _ in terms if not m], any(m and g == "experts" for m, g, _ in terms))
-        chosen += [s for s in hits if all(s is not c for c in chosen)]
+        known = {id(s) for s in chosen}
+        chosen += [s for s in hits if id(s) not in known]
     if not chosen:
         raise NoSuchSite(f"{where!r} leaves no site of {type(model).__name__}")
-    return sorted(chosen, key=lambda s: next(i for i, e in enumerate(every) if e is s))
+    place = {id(s): i for i, s in enumerate(every)}
+    return sorted(chosen, key=lambda s: place[id(s)])
+
+
+def survey(model: nn.Module, seen: Seen, own: Mapping[str, str]) -> list[Site]:
+    """Every site of the model, in its order."""
+    if opened := "_thrifty" not in model.__dict__:
+        open_attention(model)
+    every = list(_all(model, seen, own))
+    if opened:
+        close_attention(model)
+    return every
 
 
 def _parse(term: str, where: str) -> tuple[bool, str, slice | None]:
@@ -108,6 +116,7 @@ def _all(model: nn.Module, seen: Seen, own: Mapping[str, str]) -> Iterator[Site]
     for path, module in model.named_modules(remove_duplicate=False):
         mounts.setdefault(id(module), []).append(path)
     where = roles.blocks(model)
+    inner = {path: _inside(model.get_submodule(path)) for path in where}
     named: dict[str, str] = {}
     yield Site("", model, "model", mounts=("",), seen=seen)
     for path, module in model.named_modules():
@@ -130,40 +139,41 @@ def _all(model: nn.Module, seen: Seen, own: Mapping[str, str]) -> Iterator[Site]
         if split:
             yield from (Site(path, module, p.name, part=p, **about) for p in split)  # type: ignore[arg-type]
         elif name.startswith("after."):
-            like = _projection(block, name)
+            like = _projection(block, inner.get(home or "", {}), name)
             yield Site(path, module, name, like=like, **about)  # type: ignore[arg-type]
         else:  # a block is as wide as the projection that its feed-forward network ends with
-            like = _projection(block, "after.mlp") if name == "block" else None
+            like = _projection(block, inner.get(home or "", {}), "after.mlp") if name == "block" else None
             yield Site(path, module, name, like=like, **about)  # type: ignore[arg-type]
         if path == home:
-            yield from _without_dropout(path, module, about)
+            yield from _without_dropout(path, module, inner[path], about)
 
 
-def _without_dropout(path: str, block: nn.Module, about: dict[str, object]) -> Iterator[Site]:
+def _inside(block: nn.Module) -> dict[str, str | None]:
+    """Path in the block -> role, of everything in it."""
+    return {path: roles.role(path, module, block, path, {}) for path, module in block.named_modules() if path and not owned(path)}
+
+
+def _without_dropout(path: str, block: nn.Module, inner: Mapping[str, str | None], about: dict[str, object]) -> Iterator[Site]:
     """Blocks without a dropout module after a sub-layer: the place is the projection itself, or the mixture of experts."""
-    inner = {r: p for p, m in block.named_modules() if p and (r := roles.role(p, m, block, p, {}))}
     for after in ("attn", "cross", "mlp"):
-        found = _projection_path(block, f"after.{after}")
-        if f"after.{after}" not in inner and found is not None:
+        found = _projection_path(inner, f"after.{after}")
+        if f"after.{after}" not in inner.values() and found is not None:
             at = f"{path}.{found}"
             around = (*about["within"], "block")  # type: ignore[misc]
             yield Site(at, block.get_submodule(found), f"after.{after}", **{**about, "within": around, "mounts": (at,)})  # type: ignore
 
 
-def _projection(block: nn.Module | None, after: str) -> nn.Module | None:
-    path = _projection_path(block, after) if block is not None else None
+def _projection(block: nn.Module | None, inner: Mapping[str, str | None], after: str) -> nn.Module | None:
+    path = _projection_path(inner, after)
     return block.get_submodule(path) if block is not None and path is not None else None
 
 
-def _projection_path(block: nn.Module, after: str) -> str | None:
-    """Path, in its block, of the projection that ends the sub-layer which ``after`` follows."""
+def _projection_path(inner: Mapping[str, str | None], after: str) -> str | None:
+    """Path, in a block with these roles, of the projection that ends the sub-layer which ``after`` follows."""
     kind = after.partition(".")[2]
-    crossing = [p for p, m in block.named_modules() if p and roles.role(p, m, block, p, {}) == "cross"]
+    crossing = [path for path, role in inner.items() if role == "cross"]
     found = None
-    for path, module in block.named_modules():
-        if not path or owned(path):
-            continue
-        role = roles.role(path, module, block, path, {})
+    for path, role in inner.items():
         across = any(path.startswith(c + ".") for c in crossing)
         if role == ("mlp.out" if kind == "mlp" else "attn.o") and (across == (kind == "cross") or kind == "mlp"):
             found = path if found is None or kind == "mlp" else found

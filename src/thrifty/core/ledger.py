@@ -146,8 +146,8 @@ def refuse_tied(model: nn.Module, holders: dict[str, nn.Module]) -> None:
     for name, p in model.named_parameters(remove_duplicate=False):
         if not owned(name):
             names.setdefault(id(p), set()).add(name.rpartition(".")[0])
-    mounted = {id(m): {p for p, x in model.named_modules(remove_duplicate=False) if x is m} for m in holders.values()}
-    edited = set().union(*mounted.values()) if mounted else set()
+    held = {id(m) for m in holders.values()}
+    edited = {path for path, m in model.named_modules(remove_duplicate=False) if id(m) in held}
     for path, module in holders.items():
         for short, p in module.named_parameters(recurse=False):
             rest = names.get(id(p), set()) - edited

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -103,16 +104,20 @@ def role(path: str, module: nn.Module, block: nn.Module | None, below: str, own:
     if expert_tensors(module):
         return "experts"
     if block is not None:
-        family = [rules for kind, rules in FAMILIES if re.search(kind, type(block).__name__)]
-        for pattern, name in (*(rule for rules in family for rule in rules), *GENERAL):
-            if re.search(pattern, below):
-                return _settle(name, module, block, below)
-        return _by_type(module)
+        said = _named(type(block).__name__, below)
+        return _by_type(module) if said is None else _settle(said, module, block, below)
     if HEADS.search(path):
         return "head" if next(module.parameters(recurse=False), None) is not None else None
     held = getattr(module, "weight", None) is not None
     at_root = next((name for pattern, name in ROOT if held and re.search(pattern, path)), None)
     return at_root or _general(path) or _by_type(module)
+
+
+@lru_cache(maxsize=1 << 14)
+def _named(kind: str, below: str) -> str | None:
+    """What the tables say of a path below a block of that class; blocks are many and their paths the same."""
+    family = (rule for block, rules in FAMILIES if re.search(block, kind) for rule in rules)
+    return next((name for pattern, name in (*family, *GENERAL) if re.search(pattern, below)), None)
 
 
 def expert_tensors(module: nn.Module) -> list[str]:
