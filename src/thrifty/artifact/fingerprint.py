@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import Row
+from ..core import Row, base
 from ..core.digest import digest
 from ..core.errors import BrokenArtifact, WrongBase
 from ..core.ledger import Ledger, first_names, ledger
-from ..core.site import owned
 from .naming import named
 
 ROUNDED = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -110,7 +109,7 @@ def _match(model: nn.Module, tensors: dict[str, Tensor], recorded: Any, kind: st
 def unread(model: nn.Module, plan: Iterable[Row]) -> list[str]:
     """Base tensors that nobody reads, because an edit in ``plan`` answers in the place of the module that they belong to."""
     paths = tuple(f"{row.path}." for row in plan if named(row.edit).replaces)
-    return [name for name in model.state_dict(keep_vars=True) if name.startswith(paths) and not owned(name)]
+    return [name for name in base.tensors(model) if name.startswith(paths)] if paths else []
 
 
 def base_tensors(model: nn.Module, skip: frozenset[str]) -> dict[str, Tensor]:
@@ -118,8 +117,8 @@ def base_tensors(model: nn.Module, skip: frozenset[str]) -> dict[str, Tensor]:
     book: Ledger | None = ledger(model)
     if book is not None:
         return book.base_tensors(skip)
-    every, first = model.state_dict(keep_vars=True), first_names(model)
-    return {n: t for n, t in every.items() if isinstance(t, Tensor) and first.get(n, n) not in skip and not owned(n)}
+    first = first_names(model)
+    return {n: t for n, t in base.tensors(model).items() if isinstance(t, Tensor) and first.get(n, n) not in skip}
 
 
 def _rounded(t: Tensor, dtype: torch.dtype) -> Tensor:

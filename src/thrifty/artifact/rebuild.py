@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import Attachment, Row
+from ..core import Attachment, Row, base
 from ..core.errors import BrokenArtifact, ThriftyError, nearest
 from ..core.site import at_path
 from ..core.sparse import mask_at
@@ -38,7 +38,7 @@ def rebuild(at: Attachment, rows: list[Row], data: dict[str, Any], state: State)
         _build(lambda: at.share(module, **numbers), kind)
     for row in rows:
         _put(at, row, _held(state, f"edit:{row.key}:"))
-    buffers = dict(at.model.named_buffers())
+    buffers = base.buffers(at.model)
     for name, about in data["trained"].items():
         if about["buffer"]:
             if name not in buffers:
@@ -90,7 +90,7 @@ def _refuse_unfit(make: Callable[[], Any], kind: Any, numbers: dict[str, Any], k
             raise
         return  # what cannot be built without numbers is judged when it is built with them; their bound stands
     drawn = sum(b.numel() for n, b in made.named_buffers() if n not in shapes)
-    if drawn > max(DRAWN, sum(p.numel() for p in model.parameters())):
+    if drawn > max(DRAWN, sum(p.numel() for _, p in base.parameters(model))):
         raise BrokenArtifact(f"{key!r}: {drawn:,} numbers to draw are out of all proportion to the model")
     for name, shape in shapes.items():
         if name not in held or tuple(held[name].shape) != shape:

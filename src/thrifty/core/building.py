@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from . import base
 from . import ledger as ledgers
 from .edit import Edit, Shared, build, plain
 from .errors import HalfAdapted, NoSuchSite, ThriftyError
@@ -98,7 +99,7 @@ class Building:
 
     def sites(self, where: str) -> list[Site]:
         """The sites that ``where`` names; see ``thrifty.sites``."""
-        there = [id(m) for path, m in self.model.named_modules() if not owned(path)]
+        there = [id(m) for _, m in base.modules(self.model)]
         if self.surveyed is None or self.surveyed[0] != there:
             self.surveyed = there, survey(self.model, self.seen, self.roles)
         return sites(self.model, where, every=self.surveyed[1])
@@ -217,7 +218,7 @@ class Building:
             HalfAdapted: a matched parameter is tied to one under a name that is not matched.
         """
         chosen: list[str] = []
-        listed = [n for n, _ in self.model.named_parameters(remove_duplicate=False) if not owned(n)]
+        listed = [n for n, _ in base.parameters(self.model, remove_duplicate=False)]
         for term in (t.strip() for t in where.split("|")):
             hits = [n for n in listed if fnmatchcase(n, term)]
             try:  # "norm*" is a role, and in some models also the beginning of a parameter's name: both are meant
@@ -242,7 +243,7 @@ class Building:
         """Make buffers that move during training (batch-norm statistics) part of the adapter, and let them move."""
         book = ledgers.ledger(self.model)
         assert book is not None
-        buffers = dict(self.model.named_buffers())
+        buffers = base.buffers(self.model)
         for name in names:
             self.base[name] = buffers[name].detach().clone()
         for path in {n.rpartition(".")[0] for n in self.base if n in buffers}:

@@ -7,12 +7,12 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from . import roles
+from . import base, roles
 from .errors import HalfAdapted, NoSuchSite, nearest
 from .opening import close_attention, open_attention
 from .part import parts
 from .probe import Seen
-from .site import Site, owned
+from .site import Site
 
 _TERM = re.compile(r"(!?)\s*([^\[\]]+?)(?:\[(-?\d*)(:?)(-?\d*)\])?")
 
@@ -113,14 +113,14 @@ def _refuse_halves(every: list[Site], hits: list[Site], glob: str, named: list[s
 
 def _all(model: nn.Module, seen: Seen, own: Mapping[str, str]) -> Iterator[Site]:
     mounts: dict[int, list[str]] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in base.modules(model, remove_duplicate=False):
         mounts.setdefault(id(module), []).append(path)
     where = roles.blocks(model)
     inner = {path: _inside(model.get_submodule(path)) for path in where}
     named: dict[str, str] = {}
     yield Site("", model, "model", mounts=("",), seen=seen)
-    for path, module in model.named_modules():
-        if not path or owned(path):
+    for path, module in base.modules(model):
+        if not path:
             continue
         home = next((b for b in (path, *_above(path)) if b in where), None)
         stack, depth = where.get(home or "", ("", -1))
@@ -150,7 +150,7 @@ def _all(model: nn.Module, seen: Seen, own: Mapping[str, str]) -> Iterator[Site]
 
 def _inside(block: nn.Module) -> dict[str, str | None]:
     """Path in the block -> role, of everything in it."""
-    return {path: roles.role(path, module, block, path, {}) for path, module in block.named_modules() if path and not owned(path)}
+    return {path: roles.role(path, module, block, path, {}) for path, module in base.modules(block) if path}
 
 
 def _without_dropout(path: str, block: nn.Module, inner: Mapping[str, str | None], about: dict[str, object]) -> Iterator[Site]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from . import base
 from .digest import digest
 from .errors import FrozenMoved, HalfAdapted, ThriftyError, nearest
 from .opening import close_attention, open_attention
@@ -56,9 +57,9 @@ class Ledger:
         first = first_names(self.model)
         originals = {n: t for a in reversed(self.merges) for n, t in a.backup.items()}
         originals |= {n: t for a in self.attachments.values() for n, t in a.base.items()}
-        for name, tensor in self.model.state_dict(keep_vars=True).items():
+        for name, tensor in base.tensors(self.model).items():
             known = first.get(name, name)
-            if not owned(name) and known not in skip and isinstance(tensor, Tensor):
+            if known not in skip and isinstance(tensor, Tensor):
                 found[name] = originals.get(known, tensor)
         return found
 
@@ -90,7 +91,7 @@ def enter(at: Attachment) -> Ledger:
         ThriftyError: the name is taken, the model is sharded already, or it is a compiled wrapper.
     """
     model = at.model
-    if any(hasattr(p, "full_tensor") for p in model.parameters()):
+    if any(hasattr(p, "full_tensor") for _, p in base.parameters(model)):
         raise ThriftyError(f"{type(model).__name__} is sharded already: attach first, then shard, then compile")
     if hasattr(model, "_orig_mod"):
         raise ThriftyError("this is the wrapper that torch.compile returned: attach to the model inside it (model._orig_mod)")
@@ -119,21 +120,21 @@ def canonical(model: nn.Module, name: str) -> str:
     Raises:
         ThriftyError: there is no such parameter.
     """
-    every = dict(model.named_parameters(remove_duplicate=False))
+    every = dict(base.parameters(model, remove_duplicate=False))
     if name not in every:
         raise ThriftyError(f"{type(model).__name__} has no parameter {name!r}." + nearest(name, every))
-    return next(n for n, p in model.named_parameters() if p is every[name])
+    return next(n for n, p in base.parameters(model) if p is every[name])
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
     """Every name of a parameter -> the first under which the model lists it; they differ where it is tied."""
-    first = {id(p): name for name, p in model.named_parameters()}
-    return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+    first = {id(p): name for name, p in base.parameters(model)}
+    return {name: first[id(p)] for name, p in base.parameters(model, remove_duplicate=False)}
 
 
 def other_names(model: nn.Module, parameter: Tensor) -> list[str]:
     """All names under which one parameter is used, when it is tied."""
-    return [n for n, p in model.named_parameters(remove_duplicate=False) if p is parameter]
+    return [n for n, p in base.parameters(model, remove_duplicate=False) if p is parameter]
 
 
 def refuse_tied(model: nn.Module, holders: dict[str, nn.Module]) -> None:
@@ -143,11 +144,10 @@ def refuse_tied(model: nn.Module, holders: dict[str, nn.Module]) -> None:
         HalfAdapted: naming the weight and the modules that would stay as they are.
     """
     names: dict[int, set[str]] = {}
-    for name, p in model.named_parameters(remove_duplicate=False):
-        if not owned(name):
-            names.setdefault(id(p), set()).add(name.rpartition(".")[0])
+    for name, p in base.parameters(model, remove_duplicate=False):
+        names.setdefault(id(p), set()).add(name.rpartition(".")[0])
     held = {id(m) for m in holders.values()}
-    edited = {path for path, m in model.named_modules(remove_duplicate=False) if id(m) in held}
+    edited = {path for path, m in base.modules(model, remove_duplicate=False) if id(m) in held}
     for path, module in holders.items():
         for short, p in module.named_parameters(recurse=False):
             rest = names.get(id(p), set()) - edited

@@ -29,6 +29,8 @@ from typing import Any
 
 from torch import nn
 
+from . import base
+
 STACKS = re.compile(r"(?:^|\.)(?:layers?|blocks?|h|resblocks|stages?|layer\d+)\.(\d+)$")
 HEADS = re.compile(
     r"^(?:model\.)?(classifier|pre_classifier|score|lm_head|head|head_dist|fc|proj_out|qa_outputs|embed_out|"
@@ -84,10 +86,10 @@ def blocks(model: nn.Module) -> dict[str, tuple[str, int]]:
     """Path of every block -> (its stack, its depth there). Stages are looked through: blocks are what they hold."""
     found: dict[str, tuple[str, int]] = {}
     count: dict[str, int] = {}
-    for path, module in model.named_modules():
+    for path, module in base.modules(model):  # an edit may have blocks of its own
         match = STACKS.search(path)
-        if not match or "edits" in path.split(".") or any(path.startswith(b + ".") for b in found):
-            continue  # an edit may have blocks of its own
+        if not match or any(path.startswith(b + ".") for b in found):
+            continue
         if isinstance(module, (nn.Sequential, nn.ModuleList)) or re.search("Stage$", type(module).__name__):
             continue
         stack = re.split(r"\.\d+(?:\.|$)|\d+\.\d+", path)[0]

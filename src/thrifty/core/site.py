@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from . import roles, weight
+from . import base, roles, weight
 from .errors import NoSuchSite, Unfit, nearest
 from .opening import OpenAttention
 from .part import Part
@@ -86,13 +86,13 @@ class Site:
     @property
     def device(self) -> torch.device:
         """Where the site's numbers live, else where the model's do."""
-        owner = next(self.module.parameters(), None)
+        owner = next((p for _, p in base.parameters(self.module)), None)
         return owner.device if owner is not None else self.seen.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The precision that an edit here trains in: that of the weights, but at least float32."""
-        kinds = {p.dtype for p in self.module.parameters()} or {self.seen.dtype}
+        kinds = {p.dtype for _, p in base.parameters(self.module)} or {self.seen.dtype}
         return torch.float64 if kinds == {torch.float64} else torch.float32
 
     def _width(self, side: str) -> int:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from . import base
 from .errors import NothingTrains, ThriftyError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def refuse_reentrant(model: nn.Module) -> None:
     """
     if getattr(model, "_require_grads_hook", None) is not None:
         return
-    for path, module in model.named_modules():
+    for path, module in base.modules(model):
         keywords = getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {})
         if getattr(module, "gradient_checkpointing", False) and keywords.get("use_reentrant"):
             raise ThriftyError(f"{path or type(model).__name__} uses reentrant checkpointing, which cuts the graph at the frozen "
