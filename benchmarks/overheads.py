@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 import thrifty
+from thrifty.models import load
 
 Timed = dict[str, list[float]]
 HEAD = f"{'what':46s} {'median':>12s} {'range':>24s}"
@@ -134,7 +135,7 @@ def loading(repeats: int) -> None:
 
 def compiling(repeats: int) -> None:
     """Graph breaks, and what compiling brings, for MiniLM with LoRA on all linear layers."""
-    backbone = thrifty.models.load("minilm", "text-classification", ["a", "b"])
+    backbone = load("minilm", "text-classification", ["a", "b"])
     model = backbone.model.eval()
     thrifty.attach(model, thrifty.LoRA(where="attn.?|mlp.*"), check=False)
     batch = {"input_ids": torch.randint(1000, 2000, (8, 64)), "attention_mask": torch.ones(8, 64, dtype=torch.long)}

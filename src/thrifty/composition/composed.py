@@ -10,6 +10,7 @@ from ..core import Branch, Edit, Site, register, registered
 from ..core.attending import Attending
 from ..core.errors import CannotCombine, CannotMerge, Unfit
 from .fusion import Fusion
+from .together import Groups, Together, deal, groups
 from .tree import Tree, cut, leaves, mean, nodes
 from .views import View
 
@@ -36,6 +37,7 @@ class Composed(Edit):
             edits = [registered(e["edit"])(site, **e["numbers"]) for e in leaf["edits"]]
             self.leaves[leaf["part"]] = nn.ModuleList(edits).requires_grad_(not leaf["frozen"])
         self.__dict__["lead"] = _lead(self)  # one of the leaves, not a child twice
+        self.shares: dict[tuple[str, ...], Groups] = {}
         self.looks = all(edit.passive for part in self.leaves for edit in self.held(part))
         for way, node in nodes(tree):
             _refuse(self, node)
@@ -50,6 +52,7 @@ class Composed(Edit):
         for _, node in nodes(self.tree):
             node["parts"] = [inner for inner in node["parts"] if inner.get("part") != part]
         del self.leaves[part]
+        self.shares.clear()
 
     def join(self, context: Any) -> None:
         """Give each part a view of the context."""
@@ -138,18 +141,37 @@ class Composed(Edit):
         if isinstance(which, int):
             return self._pass(node["parts"][which], given, x)
         self._refuse_rows(which, given[0])
+        if (whole := self._whole(node)) is not None:
+            return whole.all(which, *given, *(() if x is None else (x,)))
         pieces, places = [], []
-        for i, part in enumerate(node["parts"]):
-            rows = (which == i).nonzero().squeeze(1)
-            if len(rows):
-                pieces.append(self._pass(part, tuple(t[rows] for t in given), None if x is None else x[rows], rows))
-                places.append(rows)
+        for numbers, together, rows, own in deal(self._shares(node), which):
+            sides, beside = tuple(t[rows] for t in given), None if x is None else x[rows]
+            pieces.append(self._pass(node["parts"][numbers[0]], sides, beside, rows) if together is None else
+                          together.all(own, *sides, *(() if beside is None else (beside,))))
+            places.append(rows)
         widths = {tuple(piece[-1].shape[1:]) for piece in pieces}
         if len(widths) > 1:
             raise Unfit(f"at {self.site.path!r} the parts give rows of different shapes, {sorted(widths)}, which make no one "
                         "batch: send their rows in batches of their own")
         order = torch.cat(places).argsort()
         return tuple(torch.cat(side)[order] for side in zip(*pieces, strict=True))
+
+    def _shares(self, node: Tree) -> Groups:
+        """Which parts of the node run at once. Branches that have no common lead are written where they are read, one by one."""
+        key = tuple(leaf["part"] for leaf in leaves(node))
+        single: Groups = [([i], None) for i in range(len(node["parts"]))]
+        if torch.compiler.is_compiling():
+            return single
+        if key not in self.shares:
+            apart = self.lead is None and any(isinstance(e, Branch) for part in key for e in self.held(part))
+            flat = not apart and all("part" in part for part in node["parts"])
+            self.shares[key] = groups([(self._edits(part), part["edits"]) for part in node["parts"]]) if flat else single
+        return self.shares[key]
+
+    def _whole(self, node: Tree) -> Together | None:
+        """What runs all parts of the node at once, if they are alike."""
+        (_, together), *rest = self._shares(node)
+        return None if rest else together
 
     # -- edits that say what they add -----------------------------------------------------------------------------------
     def _addition(self, node: Tree, way: str, h: Tensor | None, y: Tensor, x: Tensor, rows: Tensor | None) -> Tensor | None:
@@ -198,13 +220,18 @@ class Composed(Edit):
             return self._addition(node["parts"][which], f"{way}_{which}", h, y, x, rows)
         self._refuse_rows(which, y)
         which = which if rows is None else which[rows]
+        if (whole := self._whole(node)) is not None and rows is None:
+            read = [edit.read(y, x) for edit in whole.edits][0]  # by all of them, as reading may empty a tap
+            return whole(which, read if h is None else h)
         total: Tensor | None = None
-        for i, part in enumerate(node["parts"]):
-            here = (which == i).nonzero().squeeze(1)
-            if not len(here):
-                continue
+        for numbers, together, here, own in deal(self._shares(node), which):
             among = here if rows is None else rows[here]
-            z = self._addition(part, f"{way}_{i}", None if h is None else h[here], y, x, among)
+            if together is None:
+                i = numbers[0]
+                z = self._addition(node["parts"][i], f"{way}_{i}", None if h is None else h[here], y, x, among)
+            else:
+                read = [edit.read(y, x) for edit in together.edits][0]
+                z = together(own, read[among] if h is None else h[here])
             if z is not None:
                 total = torch.zeros(len(which), *z.shape[1:], dtype=z.dtype, device=z.device) if total is None else total
                 total = total.index_copy(0, here, z)

@@ -15,6 +15,8 @@ class Other(Edit):
     ``shapes`` names the parameters that the edit holds; the rest are the module's.
     """
 
+    rowwise = True
+
     def __init__(self, site: Site, shapes: dict[str, list[int]]):
         super().__init__(site)
         if next(site.module.children(), None) not in (None, getattr(site.module, "edits", None)):

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from .attending import Attending
 from .errors import BrokenArtifact, CannotCombine, CannotMerge, nearest
 from .part import Part
+from .rowwise import map_rows
 from .site import Site
 
 PORTS = ("call", "input", "attention", "around", "output")
@@ -69,7 +70,9 @@ class Edit(nn.Module):
     ``additive`` edits add something to y that depends on x alone, so several of them commute. ``passive`` ones change nothing
     and only remember what they see. Those that ``replaces`` marks give an answer of their own in the place of y, so that nobody
     reads the parameters of their site any more. ``constant`` ones do the same in every forward pass until their tensors change:
-    they read no task, no tap and no chance, so that what comes after them may be computed once.
+    they read no task, no tap and no chance, so that what comes after them may be computed once. What ``rowwise`` ones do to a row
+    of a batch depends on that row and on their own tensors alone, so that every row may be given tensors of its own; that is not
+    inherited.
     """
 
     port: str = "output"
@@ -77,11 +80,17 @@ class Edit(nn.Module):
     passive: ClassVar[bool] = False
     replaces: ClassVar[bool] = False
     constant: ClassVar[bool] = False
+    rowwise: bool = False
     registered: ClassVar[str] = ""
     per_task: ClassVar[tuple[str, ...]] = ()  # children of which a batch reaches only those that are for its own task
     site: Site
     context: Any
     on: bool
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "rowwise" not in cls.__dict__:
+            cls.rowwise = False  # what a subclass adds may depend on more
 
     def __init__(self, site: Site):
         super().__init__()
@@ -114,6 +123,13 @@ class Edit(nn.Module):
         """The weight and bias of a site that does by itself what the edit made it do."""
         return weight + self.delta(weight).to(weight.dtype), bias
 
+    def by_row(self, own: dict[str, Tensor], *given: Tensor) -> Any:
+        """What a ``rowwise`` edit does (``forward``, or the ``branch`` of a branch) to ``given`` ([B, ...] each) where each row
+        meets tensors of its own, name -> [B, ...]. Right for all of them; those that write their products as batched ones are
+        faster.
+        """
+        return map_rows(self, "forward", own, *given)
+
     @classmethod
     def combine(cls, edits: list[Edit], weights: list[float]) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Numbers and tensors of the one edit that equals the weighted sum of ``edits``.
@@ -140,6 +156,10 @@ class Branch(Edit):
     def branch(self, h: Tensor) -> Tensor:
         """The addition, in the precision of the parameters."""
         raise NotImplementedError
+
+    def by_row(self, own: dict[str, Tensor], *given: Tensor) -> Any:
+        """As ``branch``, where each row meets tensors of its own."""
+        return map_rows(self, "branch", own, *given)
 
     def write(self, y: Tensor, x: Tensor, z: Tensor) -> Tensor:
         """The site's output with the addition ``z``: by default y + z."""

@@ -62,6 +62,8 @@ class Factors(Edit):
 class Scale(Factors):
     """a = l, which starts at one and so changes nothing."""
 
+    rowwise = True
+
     def __init__(self, site: Site, port: str):
         super().__init__(site, port)
         self.l = nn.Parameter(torch.ones(self.width))

@@ -17,6 +17,8 @@ from .ia3 import Factors
 class Contribution(Factors):
     """a = 2 sigmoid(w), between 0 and 2, with w [width]; w starts at zero, where a is one and changes nothing."""
 
+    rowwise = True
+
     def __init__(self, site: Site, port: str):
         super().__init__(site, port)
         self.w = nn.Parameter(torch.zeros(self.width))

@@ -28,6 +28,7 @@ class LowRank(Branch):
     """
 
     additive = True
+    rowwise = True
 
     def __init__(self, site: Site, rank: int, alpha: float, dropout: float = 0.0, stable: bool = False):
         super().__init__(site)
@@ -57,6 +58,14 @@ class LowRank(Branch):
     def branch(self, h: Tensor) -> Tensor:
         """s B A dropout(h)."""
         return self.update(h if self.kind == "embedding" else self.dropout(h.to(self.A.dtype)))
+
+    def by_row(self, own: dict[str, Tensor], *given: Tensor) -> Any:
+        """s B_i A_i dropout(h_i) for each row i: two batched products."""
+        if self.kind != "linear":
+            return super().by_row(own, *given)
+        h = self.dropout(given[0].to(self.A.dtype))
+        low = torch.bmm(h.reshape(len(h), -1, h.shape[-1]), own["A"].transpose(1, 2))
+        return self.scale * torch.bmm(low, own["B"].transpose(1, 2)).view(*h.shape[:-1], -1)
 
     def update(self, x: Tensor) -> Tensor:
         """s B A x."""

@@ -56,6 +56,11 @@ class Prefix(AttentionEdit):
         if kind < 0:
             self.k, self.v = (nn.Parameter(torch.randn(heads, length, dim)) for _ in range(2))
 
+    @property
+    def rowwise(self) -> bool:  # type: ignore[override]
+        """Once the network is gone."""
+        return self.kind < 0
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v [batch, heads, tokens, dim] -> q as it is, k and v with ``length`` tokens more in front."""
         front_k, front_v = self.pair()

@@ -5,6 +5,7 @@ Houlsby et al., Parameter-Efficient Transfer Learning for NLP, ICML 2019, arXiv:
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +58,20 @@ class Projections(Branch):
         h = h if self.norm is None else self.norm(h)
         return self.scale * self.up(self.dropout(self.act(self.down(h))))
 
+    def by_row(self, own: dict[str, Tensor], *given: Tensor) -> Any:
+        """A_i(h_i) for each row i: two batched products."""
+        if self.norm is not None or "scale" in own or not isinstance(self.up, nn.Linear):
+            return super().by_row(own, *given)
+        h = given[0].to(self.up.weight.dtype)
+        inner = self.dropout(self.act(_each(h.reshape(len(h), -1, h.shape[-1]), own, "down")))
+        return self.scale * _each(inner, own, "up").view(*h.shape[:-1], -1)
+
+
+def _each(x: Tensor, own: dict[str, Tensor], name: str) -> Tensor:
+    """A linear layer whose weight, and bias if there is one, is that of the row: x [B, n, d] -> [B, n, m]."""
+    weight, bias = own[f"{name}.weight"].transpose(1, 2), own.get(f"{name}.bias")
+    return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias[:, None], x, weight)
+
 
 def refuse_maps(site: Site, t: Tensor, width: int) -> None:
     """Refuse a block that gives out images with their channels first, [batch, channels, ...].
@@ -72,6 +87,8 @@ def refuse_maps(site: Site, t: Tensor, width: int) -> None:
 @register("bottleneck")
 class Bottleneck(Projections):
     """y + A(y): the adapter reads what the site gives out, and keeps it."""
+
+    rowwise = True
 
     def __init__(self, site: Site, rank: int, act: str, init: str, std: float, scale: float = 1.0, dropout: float = 0.0,
                  norm: bool = False, bias: bool = True):
@@ -92,6 +109,7 @@ class BeforeNorm(Projections):
     """LN(u + A(LN(u))) at a post-norm: the adapter reads the normalised sum u and adds to the sum; LN is used twice."""
 
     kept = "after.mlp"
+    rowwise = True
 
     def __init__(self, site: Site, rank: int, act: str, init: str, std: float, scale: float = 1.0, dropout: float = 0.0):
         super().__init__(site, rank, site.dout, act, init, std, scale, dropout)
@@ -143,6 +161,7 @@ class Beside(Projections):
     """
 
     additive = True
+    rowwise = True
 
     def __init__(self, site: Site, key: str, width: int, rank: int, act: str, init: str, std: float, scale: float = 1.0,
                  dropout: float = 0.0, norm: bool = False, learned: bool = False, port: str = "output"):
