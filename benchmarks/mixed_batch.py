@@ -1,6 +1,6 @@
 """One batch whose rows use different LoRAs: thrifty's `Rows` beside HF PEFT's mixed batch, with the same weights.
 
-    python benchmarks/mixed_batch.py [--repeats 9] [--adapters 1,4,16,32] [--rows 32] [--tokens 1,16,64] [--where attn] [--threads 2]
+    python benchmarks/mixed_batch.py [--repeats 9] [--adapters 1,4,16,32] [--rows 32] [--tokens 1,16,64] [--where all] [--threads 2]
 
 MiniLM (6 layers, width 384, float32) with LoRAs of rank 8 on q and v, or on every linear layer (--where all). Rows are dealt to the
 adapters in turn. Both sides take turns in one process; outputs are compared first. "adapters alone" takes away what the model costs
