@@ -15,7 +15,7 @@ from thrifty.train import Settings, base_to_new, tune
 EXAMPLES = (
     "thrifty tune --model minilm --data cityline --method lora --out runs/first",
     "thrifty tune --model minilm --data reviews.csv --columns text=review,label=stars --seeds 3",
-    "thrifty tune --model ./bert --data photos/ --method lora --set rank=16 --set where='attn.?|mlp.*' --rate 1e-3",
+    "thrifty tune --model ./vit --data photos/ --method lora --set rank=16 --set where='attn.?|mlp.*' --rate 1e-3",
     "thrifty tune --model minilm --data rte=glue/rte --data stsb=glue/stsb --temperature 2 --metric rte=accuracy,stsb=spearman",
     "thrifty tune --config study.yaml --out runs/study",
     "thrifty tune --config runs/first/config.json --out runs/again      # the same run once more",
