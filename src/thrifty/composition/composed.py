@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from ..core import Branch, Edit, Site, register, registered
 from ..core.attending import Attending
-from ..core.errors import CannotCombine, CannotMerge, Unfit
+from ..core.errors import CannotMerge, Unfit
 from .fusion import Fusion
+from .meaning import find_lead, refuse_meaningless
 from .together import Groups, Together, deal, groups
 from .tree import Tree, cut, leaves, mean, nodes
 from .views import View
@@ -36,11 +37,11 @@ class Composed(Edit):
         for leaf in leaves(tree):
             edits = [registered(e["edit"])(site, **e["numbers"]) for e in leaf["edits"]]
             self.leaves[leaf["part"]] = nn.ModuleList(edits).requires_grad_(not leaf["frozen"])
-        self.__dict__["lead"] = _lead(self)  # one of the leaves, not a child twice
+        self.__dict__["lead"] = find_lead(self)  # one of the leaves, not a child twice
         self.shares: dict[tuple[str, ...], Groups] = {}
         self.looks = all(edit.passive for part in self.leaves for edit in self.held(part))
         for way, node in nodes(tree):
-            _refuse(self, node)
+            refuse_meaningless(self, node)
             if node["op"] == "fuse":
                 settings = {name: node[name] for name in ("value", "dropout", "temperature")}
                 self.fusions[way] = Fusion(site.dout, **settings)
@@ -284,23 +285,3 @@ class Composed(Edit):
         every = [self._fold(part, weight, bias) for part in node["parts"]]
         biases = [b for _, b in every if b is not None]
         return mean([w for w, _ in every], node["weights"]), mean(biases, node["weights"]) if biases else None
-
-
-def _lead(composed: Composed) -> Any:
-    """The edit whose way of reading and writing all others share; None where they have none in common."""
-    every = [edit for part in composed.leaves for edit in composed.held(part)]
-    kinds = {(type(e).read, type(e).write) if type(e).forward is Branch.forward else None for e in every}
-    single = all(len(composed.held(part)) <= 1 for part in composed.leaves)
-    return every[0] if len(kinds) == 1 and None not in kinds and single else None
-
-
-def _refuse(composed: Composed, node: Tree) -> None:
-    """Raise CannotCombine where the node has no meaning for the edits that it would compose."""
-    kinds = sorted({type(e).__name__ for leaf in leaves(node) for e in composed.held(leaf["part"])})
-    what = f"{node['op']} at {composed.site.path!r}: {' and '.join(kinds) or 'nothing'} at the {composed.port} port"
-    if composed.port == "call" and node["op"] != "stack":
-        raise CannotCombine(f"{what} change all arguments of a call, which can only be stacked")
-    if composed.port == "attention" and node["op"] in ("average", "split"):
-        raise CannotCombine(f"{what} act inside attention, whose keys have no {node['op']}")
-    if node["op"] == "fuse" and (composed.lead is None or type(composed.lead).read is not Branch.read):
-        raise CannotCombine(f"{what} do not all read what the site gives out and add to it alike, so they cannot be fused")
