@@ -13,6 +13,8 @@ from thrifty.core.errors import BrokenArtifact, NoSuchSetting
 from thrifty.models.finding import BUILT_IN, REMINDER, find
 from thrifty.models.kinds import AUTO, LABELLED, configure
 from thrifty.models.pooled import SentenceClassifier, pools_by_mean
+from thrifty.zoo import gather
+from thrifty.zoo.loading import brief, split_names
 
 
 def outline(name: str, task: str | None = None, labels: int = 2) -> nn.Module:
@@ -29,6 +31,11 @@ def outline(name: str, task: str | None = None, labels: int = 2) -> nn.Module:
     transformers: Any = _transformers  # most of it is untyped
     if name.startswith("timm:"):
         return _timm(name.removeprefix("timm:"))
+    if name.startswith("zoo:"):
+        names = split_names(name)
+        models = [outline(one, "image-classification", labels) for one in names]
+        with torch.device("meta"):
+            return gather(models, [brief(one) for one in names], labels)
     folder = find_config(name)
     with _quiet(), torch.device("meta"):
         if task is not None:

@@ -11,12 +11,14 @@ from typing import Any
 from thrifty.cli.parsing import Parser, add_settings, field_kinds, pairs, read_file, settle, typed
 from thrifty.core.errors import NoSuchSetting, nearest
 from thrifty.train import Settings, base_to_new, tune
+from thrifty.zoo.loading import join_names
 
 EXAMPLES = (
     "thrifty tune --model minilm --data cityline --method lora --out runs/first",
     "thrifty tune --model minilm --data reviews.csv --columns text=review,label=stars --seeds 3",
     "thrifty tune --model ./vit --data photos/ --method lora --set rank=16 --set where='attn.?|mlp.*' --rate 1e-3",
     "thrifty tune --model minilm --data rte=glue/rte --data stsb=glue/stsb --temperature 2 --metric rte=accuracy,stsb=spearman",
+    "thrifty tune --models ./resnet50,./mobilenetv2 --data photos/ --method dery --set params=20 --set flops=3",
     "thrifty tune --config study.yaml --out runs/study",
     "thrifty tune --config runs/first/config.json --out runs/again      # the same run once more",
     "thrifty tune --model minilm --data cityline --out runs/first --resume",
@@ -31,6 +33,8 @@ def parser() -> Parser:
     """Its options; those of training are the fields of `thrifty.train.Settings`."""
     made = Parser("tune", ABOUT, EXAMPLES)
     made.add_argument("--model", help="minilm or vit-mini (built in: text, pictures), a local folder, a hub id, or timm:NAME")
+    made.add_argument("--models", metavar="A,B,...", help="several models for pictures as one, the same as --model zoo:A,B,...: "
+                      "for zoo-tuning, hub-pathway and dery, or any other method on what all of them see")
     made.add_argument("--data", action="append", help="a file or folder of tables, a folder or zip archive of images by class, "
                       "cityline (built in), a hub id; several times NAME=DATA to learn several tasks together")
     made.add_argument("--method", help="see `thrifty methods` (default: lora)")
@@ -76,7 +80,7 @@ def gather(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], di
     for name in held:
         if name not in kinds and name not in PLACES:
             raise NoSuchSetting(f"{args.config}: unknown setting {name!r}." + nearest(name, [*PLACES, *kinds], 40))
-    places = {"model": args.model or held.get("model"), "data": sources(args.data) or held.get("data"),
+    places = {"model": one_model(args) or held.get("model"), "data": sources(args.data) or held.get("data"),
               "out": args.out or held.get("out")}
     for name in ("model", "data"):
         if not places[name]:
@@ -87,6 +91,20 @@ def gather(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], di
     settings |= settle(said, kinds)
     method, extra = choose(args.method, held.get("method"), pairs(args.set, "--set"))
     return places, method, settings | extra
+
+
+def one_model(args: argparse.Namespace) -> str | None:
+    """What ``--model`` or ``--models`` says.
+
+    Raises:
+        NoSuchSetting: both do, or of several there is one.
+    """
+    if args.models is None:
+        model: str | None = args.model
+        return model
+    if args.model is not None:
+        raise NoSuchSetting("--model names one model and --models several: give one of the two")
+    return join_names(args.models)
 
 
 def sources(words: list[str] | None) -> str | dict[str, str] | None:

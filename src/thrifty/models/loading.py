@@ -28,7 +28,8 @@ def load(name: str, task: str, labels: Sequence[str] | None = None, *, dtype: st
     """The model called ``name``, in evaluation mode on the CPU, in the form that ``task`` needs.
 
     ``name`` is `minilm`, `vit-mini`, the path of a folder in Hugging Face's layout, a hub id ("owner/name", with an optional
-    "@revision"), or "timm:" and the name of a timm model with local weights. Tensors that the checkpoint does not hold, such as a
+    "@revision"), "timm:" and the name of a timm model with local weights, or "zoo:" and the names of several
+    models, separated by commas. Tensors that the checkpoint does not hold, such as a
     new head, are drawn under ``seed`` and listed in ``source["new_tensors"]``; a classifier that the checkpoint holds is kept
     in ``head``. ``dtype`` is float32 unless told otherwise, whatever the file was stored in. No code that comes with a model is
     run, and only safetensors are read.
@@ -43,6 +44,10 @@ def load(name: str, task: str, labels: Sequence[str] | None = None, *, dtype: st
         from thrifty.models.from_timm import load_timm
 
         return load_timm(name, task, labels, dtype=number, offline=offline, seed=seed)
+    if name.startswith("zoo:"):
+        from thrifty.zoo.loading import load_zoo
+
+        return load_zoo(name, task, labels, dtype=number, offline=offline, seed=seed)
     found = find(name, offline=offline)
     with _quiet():
         config = configure(found.folder, name, task, labels)

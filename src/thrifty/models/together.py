@@ -53,7 +53,7 @@ def refuse_unlike(tasks: Mapping[str, tuple[str, Labels]]) -> None:
 def _form(model: Any, kind: str) -> str:
     """What serves tasks of a kind: an auto class, or one encoder of sentences for texts, pairs and choices alike."""
     if isinstance(model, str):
-        if model.startswith("timm:"):
+        if model.startswith(("timm:", "zoo:")):
             return AUTO[kind]
         folder = find(model).folder
         if kind in SENTENCES and pools_by_mean(folder):

@@ -23,7 +23,7 @@ def encodes_and_decodes(model: Any) -> bool:
     if not isinstance(model, str):
         module = model.model if isinstance(model, Backbone) else model
         return bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
-    return not model.startswith("timm:") and bool(read_json(find(model).folder / "config.json").get("is_encoder_decoder"))
+    return not model.startswith(("timm:", "zoo:")) and bool(read_json(find(model).folder / "config.json").get("is_encoder_decoder"))
 
 
 def form_of(about: Mapping[str, Any]) -> tuple[str, Any]:
