@@ -27,6 +27,7 @@ from .convpass import Convpass
 from .coop import CoOp
 from .defo import DeFo
 from .delta import DELTA
+from .dery import DeRy
 from .diff_pruning import DiffPruning
 from .distillation import Distillation
 from .distillation_token import DistillationTokens
@@ -39,6 +40,7 @@ from .full import FullFineTuning
 from .head2toe import Head2Toe
 from .heads import Heads
 from .houlsby import Houlsby
+from .hub_pathway import HubPathway
 from .hyperformer import HyperFormer
 from .ia3 import IA3
 from .ip_adapter import IPAdapter
@@ -98,6 +100,7 @@ from .vl_pet import VLPET
 from .vpt import VPT
 from .vpt_pad import VPTPad
 from .vqt import VQT
+from .zoo_tuning import ZooTuning
 
 __all__ = [  # one a line, so that two new methods do not meet
     "AdaLoRA",
@@ -123,6 +126,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "DeFo",
     "CoTuning",
     "DELTA",
+    "DeRy",
     "DiffPruning",
     "Distillation",
     "DistillationTokens",
@@ -134,6 +138,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "FullFineTuning",
     "Head2Toe",
     "Houlsby",
+    "HubPathway",
     "HyperFormer",
     "IA3",
     "IPAdapter",
@@ -197,6 +202,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "VPT",
     "VPTPad",
     "VQT",
+    "ZooTuning",
 ]
 
 CATALOGUE: dict[str, type[Method]] = {m.name: m for m in (globals()[name] for name in __all__)}
