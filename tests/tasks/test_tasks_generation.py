@@ -95,7 +95,7 @@ def test_the_metrics_of_text(causal: Backbone) -> None:
     table = {"source": ["a", "b"], "target": ["f g h i", "j"], "references": [["f g h i"], ["k", "j"]]}
     found = task.metrics([{"prediction": "f g h i"}, {"prediction": "k"}], table)
     assert found["exact_match"] == 1.0 and found["chrf"] == pytest.approx(100.0) and "loss" not in found
-    assert set(task.interval([{"prediction": "f g"}, {"prediction": "k"}], table)) == {"bleu", "chrf", "exact_match"}
+    assert set(task.interval([{"prediction": "f g"}, {"prediction": "k"}], table)) == {"bleu", "chrf", "cider", "exact_match"}
     assert task.majority({"target": ["x", "y", "x"]}, table)[1]["prediction"] == "x"
     with pytest.raises(BadData, match="row 1: references"):
         task.metrics([{"prediction": "f"}, {"prediction": "k"}], {**table, "references": [["f"], []]})

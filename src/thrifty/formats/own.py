@@ -48,7 +48,7 @@ class OwnNumbers(Own):
 class OwnTexts(Own, Answer):
     """For texts to write, judged as any written text is."""
 
-    scores: tuple[str, ...] = ("negative_loss", "bleu", "chrf", "exact_match")
+    scores: tuple[str, ...] = ("negative_loss", "bleu", "chrf", "cider", "exact_match")
 
 
 KINDS: dict[str, type[Own]] = {"text-classification": OwnClasses, "regression": OwnNumbers, "causal-generation": OwnTexts,

@@ -7,7 +7,7 @@ GAP = "\u00a0"
 _FRACTIONS = {"accuracy", "f1", "precision", "recall", "match", "share"}
 _TITLES = {"f1": "F1", "matthews": "Matthews correlation", "mcc": "Matthews correlation", "pearson": "Pearson correlation",
            "spearman": "Spearman correlation", "mse": "mean squared error", "rmse": "root mean squared error",
-           "mae": "mean absolute error", "bleu": "BLEU", "chrf": "chrF", "nll": "NLL", "ece": "ECE", "r2": "R²",
+           "mae": "mean absolute error", "bleu": "BLEU", "chrf": "chrF", "cider": "CIDEr", "nll": "NLL", "ece": "ECE", "r2": "R²",
            "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougel": "ROUGE-L", "rougelsum": "ROUGE-Lsum"}
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.core.errors import BadData, NoSuchSetting
+from thrifty.evaluate.cider import cider_statistic
 from thrifty.evaluate.texts import bleu_statistic, chrf_statistic, exact_match, need_sacrebleu
 from thrifty.evaluate.weighing import Array, Counts, Statistic, ratio
 from thrifty.models.backbone import Backbone
@@ -27,7 +28,7 @@ class Generation(TextTask):
     Selection is by ``negative_loss``, minus the mean loss per target token; `judge` computes it without writing any text.
     """
 
-    scores = ("negative_loss", "bleu", "chrf", "exact_match")
+    scores = ("negative_loss", "bleu", "chrf", "cider", "exact_match")
     has_head = False
     answers_untrained = True
     measured: ClassVar[bool] = True  # whether what is written is compared with references
@@ -78,7 +79,7 @@ class Generation(TextTask):
         return [{"prediction": text.strip(), "scores": None, **row} for text, row in zip(texts, known, strict=True)]
 
     def statistics(self, predictions: Sequence[Prediction], table: Table) -> dict[str, Statistic]:
-        """Loss and perplexity per token where the targets were measured; BLEU, chrF and exact match where text was written."""
+        """Loss and perplexity per token where the targets were measured; BLEU, chrF, CIDEr, exact match where text was written."""
         found: dict[str, Statistic] = {}
         if all("loss" in row for row in predictions):
             sums, tokens = ([row[key] for row in predictions] for key in ("loss", "tokens"))
@@ -91,6 +92,7 @@ class Generation(TextTask):
         if all("prediction" in row for row in predictions):
             texts, accepted = [row["prediction"] for row in predictions], self.references(table)
             found |= {"bleu": bleu_statistic(texts, accepted), "chrf": chrf_statistic(texts, accepted),
+                      "cider": cider_statistic(texts, accepted),
                       "exact_match": lambda counts: np.asarray(exact_match(texts, accepted, counts))}
         return found
 
