@@ -90,6 +90,19 @@ def resnet(folder: Path) -> Path:
     return save(folder, model, T.ViTImageProcessorPil(size={"height": 32, "width": 32}))
 
 
+def clip(folder: Path, **text: Any) -> Path:
+    """Two towers of two blocks, heads of 8; a sentence ends in [SEP], whose state stands for it."""
+    torch.manual_seed(8)
+    sizes = {**SMALL, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "eos_token_id": 3, "bos_token_id": 2,
+             "max_position_embeddings": 40, **text}
+    image = {key: sizes[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")}
+    config = T.CLIPConfig(text_config=sizes, vision_config={**image, "image_size": 16, "patch_size": 8}, projection_dim=24)
+    save(folder, T.CLIPModel(config), tokenizer("encoder", longest=40))
+    size = {"height": 16, "width": 16}
+    T.CLIPImageProcessorPil(size=size, crop_size=size, do_center_crop=False).save_pretrained(folder)
+    return folder
+
+
 def weights(name: str) -> Path:
     """The folder of a real model, or a skip with the reason."""
     here = Path(__file__).resolve().parents[2]

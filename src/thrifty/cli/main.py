@@ -15,6 +15,7 @@ COMMANDS = {
     "predict": "answer new rows with a trained adapter",
     "inspect": "sites and roles of a model; what a method would touch, before touching it",
     "methods": "every method there is, with its paper and what it trains",
+    "compress": "distil an image-text model into smaller ones that begin with its weights",
     "merge": "fold an adapter into its base model",
     "convert": "between this library's adapter folders and those of Hugging Face PEFT",
     "report": "make the report of a run again from its files",

@@ -27,6 +27,9 @@ TARGETS = frozenset({
 REFERENCES = frozenset({
     "references", "refs", "targets",
 })  # fmt: skip
+CAPTIONS = frozenset({
+    "caption", "captions", "description", "descriptions", "sentence", "sentences", "text", "texts",
+})  # fmt: skip
 ANSWERS = frozenset({
     "answer", "answer_idx", "answer_index", "answer_key", "answerkey", "correct", "correct_answer", "gold", "label",
     "target",
@@ -101,6 +104,12 @@ def image_candidates(view: View, found: Named, table: Table, task: str) -> list[
     return held or [name for name, column in view.items() if column.kind == "path"]
 
 
+def caption_candidates(view: View, found: Named, table: Table, task: str) -> list[str]:
+    """Columns called caption, or text, sentence and so on, of texts or of lists of them."""
+    named = [name for name, column in view.items() if column.kind in ("text", "list") and CAPTIONS & {*parts(name)}]
+    return named or [name for name, column in view.items() if column.is_prose]
+
+
 def choice_columns(view: View) -> list[list[str]]:
     """Groups of columns that hold the choices: one of lists, or one per choice (choice1, choice2; ending0, …; A, B, C)."""
     plural = {"choices", "options", "endings", "candidates"}
@@ -157,6 +166,7 @@ APPLIES: dict[str, Callable[[View, Named], bool]] = {
     "token-classification": applies_to_tokens,
     "multiple-choice": lambda view, said: "choices" in said or bool(choice_columns(view)),
     "image-classification": lambda view, said: "image" in said or bool(image_candidates(view, {}, {}, "")),
+    "contrastive": lambda view, said: "captions" in said,
     "causal-generation": applies_to_generation,
     "seq2seq-generation": applies_to_generation,
     "text-classification": applies_to_text,
@@ -165,5 +175,6 @@ CANDIDATES: dict[str, Callable[[View, Named, Table, str], list[str]]] = {
     "tokens": token_candidates,
     "tags": tag_candidates,
     "image": image_candidates,
+    "captions": caption_candidates,
     "label": label_candidates,
 }

@@ -120,6 +120,8 @@ def explain(task: str, found: dict[str, list[str]], view: dict[str, Look]) -> st
         return f"{task} because {name['choices']} holds the choices and {name['label']} says which one is right."
     if task == "image-classification":
         return f"{task} because {name['image']} holds images and {name['label']} their classes."
+    if task == "contrastive":
+        return f"{task} because {name['image']} holds images and {name['captions']} texts about them."
     texts = " and ".join(name[role] for role in ("text", "text_pair") if role in name)
     if task == "regression":
         return f"{task} because the label {name['label']} holds decimal numbers beside the text {texts}."

@@ -34,7 +34,7 @@ def choose(view: View, said: Named, table: Table, generation: str) -> tuple[str,
     for task in ("token-classification", "multiple-choice"):
         if task in fitting and APPLIES[task](view, said):
             return task, fill(task, view, said, table)
-    others = [task for task in (generation, "image-classification", "text-classification")
+    others = [task for task in (generation, "image-classification", "contrastive", "text-classification")
               if task in fitting and APPLIES[task](view, said)]  # fmt: skip
     if len(others) > 1:
         raise BadData(f"the columns {describe(view)} fit {' and '.join(others)}: say task='{others[0]}' (--task {others[0]}).")
@@ -62,7 +62,7 @@ def fill(task: str, view: View, said: Named, table: Table) -> Named:
         found["target"] = found["references"]
     if task.endswith("generation"):
         fill_generation(found, view)
-    for role in ("tokens", "tags", "image", "label"):
+    for role in ("tokens", "tags", "image", "captions", "label"):
         if role in roles.needed and role not in found:
             candidates = CANDIDATES[role](without(view, found), found, table, task)
             found[role] = only(role, [[name] for name in candidates], view)

@@ -50,7 +50,7 @@ def read(
             by class, or beside a table that names them; a zip archive of such a folder; a folder that `datasets` saved; a
             hub id ("owner/name" or "owner/name:config"); "cityline", the set that ships; or in Python a dict of splits or
             one table (dict of columns, list of row dicts).
-        task: one of the eight tasks; inferred if it is None (masked-language never is).
+        task: one of the nine tasks; inferred if it is None (masked-language never is, contrastive if captions are named).
         columns: role -> column name, for roles that cannot be guessed ({"text": "review", "label": "stars"}).
         seed: for carving splits and for ``limit``.
         fractions: train, validation and test where all three are carved.

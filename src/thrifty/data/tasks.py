@@ -23,6 +23,7 @@ TASKS: dict[str, Roles] = {
     "seq2seq-generation": GENERATION,
     "masked-language": Roles(("text",), (), ("text",)),
     "image-classification": Roles(("image", "label"), (), ("image",)),
+    "contrastive": Roles(("image", "captions"), (), ("image", "captions")),
 }
 ROLES = tuple(dict.fromkeys(role for task in TASKS.values() for role in task.needed + task.optional))
 CLASSIFICATION = ("text-classification", "image-classification")

@@ -113,6 +113,11 @@ def read_texts(value: Any, role: str) -> list[str]:
     return list(value)
 
 
+def read_captions(value: Any, role: str) -> list[str]:
+    """Texts about one picture: a list, or one text."""
+    return read_texts(value, role) if isinstance(value, list | tuple) else [read_text(value, role)]
+
+
 def read_target(value: Any, role: str) -> str | list[str]:
     """A text, or a list of references of which the first is the text to learn."""
     return read_texts(value, role) if isinstance(value, list | tuple) else read_text(value, role)
@@ -224,4 +229,5 @@ def check_images(rows: Rows, faults: Faults) -> Rows:
 READ: dict[str, Callable[[Any, str], Any]] = {
     "text": read_text, "text_pair": read_text, "source": read_text, "target": read_target, "references": read_texts,
     "tokens": read_texts, "tags": read_tags, "choices": read_choices, "label": read_label,
+    "captions": read_captions,
 }  # fmt: skip

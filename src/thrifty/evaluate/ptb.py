@@ -15,8 +15,8 @@ DROPPED = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", "
 """What `pycocoevalcap` drops. Brackets are written in small letters by then ("-lrb-"), so they stay: its list misses them."""
 
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-ABBREVIATIONS = frozenset("""adm ave bros capt cmdr co col corp cpl dept dr etc gov inc jr lt ltd messrs mr mrs ms mt ph.d prof rev sgt
-sr st vs""".split())
+ABBREVIATIONS = frozenset(["adm", "ave", "bros", "capt", "cmdr", "co", "col", "corp", "cpl", "dept", "dr", "etc", "gov", "inc",
+                           "jr", "lt", "ltd", "messrs", "mr", "mrs", "ms", "mt", "ph.d", "prof", "rev", "sgt", "sr", "st", "vs"])
 """Those that mean nothing else at the end of a caption: "in the sun." is no Sunday."""
 JOINED = {"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na", "gimme": "gim me", "lemme": "lem me",
           "'tis": "'t is", "'twas": "'t was"}

@@ -1,6 +1,7 @@
 """Get a backbone: the built-in `minilm` or `vit-mini`, a folder, a Hugging Face hub id, a timm model, or any module of your own."""
 from thrifty.models.backbone import Backbone, wrap
 from thrifty.models.loading import load
+from thrifty.models.readers import Readers
 from thrifty.models.vision_language import VisionLanguage
 
-__all__ = ["Backbone", "VisionLanguage", "load", "wrap"]
+__all__ = ["Backbone", "Readers", "VisionLanguage", "load", "wrap"]

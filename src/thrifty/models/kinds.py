@@ -16,11 +16,13 @@ AUTO = {
     "seq2seq-generation": "AutoModelForSeq2SeqLM",
     "masked-language": "AutoModelForMaskedLM",
     "image-classification": "AutoModelForImageClassification",
+    "contrastive": "AutoModel",
 }
 WRITERS = ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM")  # they rank choices without a form of their own for them
 GENERATION = ("causal-generation", "seq2seq-generation")
 LIKELIHOOD = (*GENERATION, "masked-language")  # judged by how likely the text is; the head is the pretrained one
 TWO_TOWERS = ("clip", "siglip")  # families that answer through the names of classes
+PICTURES = ("image-classification", "contrastive")
 LABELLED = ("text-classification", "token-classification", "image-classification")
 
 
@@ -55,7 +57,7 @@ def configure(folder: Path, name: str, task: str, labels: Sequence[str] | None) 
     except (OSError, KeyError, TypeError) as error:
         raise BrokenArtifact(f"model {name!r}: {folder / 'config.json'} cannot be used: {_first(error)}") from error
     if form(task, config) is None:
-        served = [other for other in AUTO if type(config) in getattr(transformers, AUTO[other])._model_mapping]
+        served = [other for other in AUTO if form(other, config) == AUTO[other]]
         raise NoSuchSetting(f"model {name!r} ({config.model_type}) has no form for {task}; "
                             f"it serves {', '.join(served) or 'no task'}.")
     if task in LABELLED and labels is not None:
@@ -71,6 +73,8 @@ def form(task: str, config: Any) -> str | None:
     """The name of the auto class that serves ``task`` with a model of this configuration; None if there is none."""
     import transformers
 
+    if task == "contrastive" and not has_two_towers(config):
+        return None
     wanted = (AUTO[task], *WRITERS) if task == "multiple-choice" else (AUTO[task],)
     return next((auto for auto in wanted if type(config) in getattr(transformers, auto)._model_mapping), None)
 

@@ -12,11 +12,13 @@ from torch import nn
 
 from thrifty.clip import ImageTextModel
 from thrifty.core.errors import BrokenArtifact, NoSuchSetting, nearest
+from thrifty.models import ragged
 from thrifty.models.backbone import Backbone, count
 from thrifty.models.finding import Found, find
-from thrifty.models.kinds import LABELLED, WRITERS, check_task, configure, form, has_two_towers
+from thrifty.models.kinds import LABELLED, PICTURES, WRITERS, check_task, configure, form, has_two_towers
 from thrifty.models.pooled import SentenceClassifier, pools_by_mean
 from thrifty.models.preprocessing import load_image_processor, load_tokenizer
+from thrifty.models.readers import Readers
 from thrifty.models.source_head import read_head
 
 SENTENCES = ("text-classification", "regression", "multiple-choice")  # one answer for one text or pair of texts
@@ -64,10 +66,12 @@ def load(name: str, task: str, labels: Sequence[str] | None = None, *, dtype: st
         if task in LABELLED and not towers:
             trunk: Any = model.base_model_prefix
             head = read_head(found.folder.glob("*.safetensors"), model, trunk, new, outside=True)
-        if task == "image-classification":
+        preprocess: Any = None
+        if task in PICTURES:
             preprocess, source["image"] = load_image_processor(found.folder, name)
-        else:
-            preprocess, notes = load_tokenizer(found.folder, name, model)
+        if task != "image-classification":
+            texts, notes = load_tokenizer(found.folder, name, getattr(model, "text_model", model))
+            preprocess = texts if preprocess is None else Readers(preprocess, texts)
             source["notes"] += notes
     return Backbone(model.eval(), preprocess, source, head)
 
@@ -80,7 +84,8 @@ def _read(folder: Path, name: str, task: str, config: Any, dtype: torch.dtype) -
     model, info = _from_pretrained(getattr(transformers, auto), folder, name, config, dtype)
     new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     trunk = model.base_model_prefix + "."
-    lost = sorted(key for key in new if auto in WRITERS or (key.startswith(trunk) and "pooler" not in key))
+    whole = auto in WRITERS or task == "contrastive"
+    lost = sorted(key for key in new if whole or (key.startswith(trunk) and "pooler" not in key))
     if lost:
         raise BrokenArtifact(f"model {name!r}: the checkpoint lacks {len(lost)} tensors of {type(model).__name__} that are "
                              f"no new head, or holds them in another shape: {_some(lost)}."
@@ -114,6 +119,8 @@ def _from_pretrained(auto: Any, folder: Path, name: str, config: Any, dtype: tor
     fixed = {"config": config, "dtype": dtype, "use_safetensors": True, "local_files_only": True, "trust_remote_code": False,
              "ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
+        if ragged.is_ragged(config):
+            return ragged.read(folder, config, dtype)
         try:
             model, info = auto.from_pretrained(folder, attn_implementation="sdpa", **fixed)
         except ValueError as error:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypedDict
 
 Task = Literal["text-classification", "image-classification", "token-classification", "multiple-choice", "regression",
-               "causal-generation", "seq2seq-generation", "masked-language"]
+               "causal-generation", "seq2seq-generation", "masked-language", "contrastive"]
 Kind = Literal[Task, "several"]
 
 
@@ -176,12 +176,12 @@ class Prediction(PredictionParts):
     ``prediction`` is null where what was ``written`` names no label or choice, which is always wrong. Else
     ``target`` and ``prediction`` are label names for classification, lists of tag names (one per token) for token
     classification, the index of a choice for multiple choice, numbers for regression, texts for generation (there ``target``
-    may be a list of references).
+    may be a list of references), for contrastive the captions of a picture and their cosines with it.
     """
 
     index: int                          # row of the test split, of its own task
     seed: int
     input: str | list[str] | None       # a text, two texts, the tokens; null for images
     target: str | int | float | list[str]
-    prediction: str | int | float | list[str] | None
+    prediction: str | int | float | list[str | float] | None
     scores: list[float] | None          # probabilities in the order of ``labels`` or ``choices``; else null

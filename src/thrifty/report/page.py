@@ -21,6 +21,7 @@ CLASSIFIED: list[Part] = [errors, calibration, wrong]
 PARTS: dict[str, list[Part]] = {
     "text-classification": CLASSIFIED,
     "image-classification": CLASSIFIED,
+    "contrastive": [],
     "multiple-choice": [calibration, wrong],
     "token-classification": [entities, mistagged],
     "regression": [agreement, far],

@@ -80,7 +80,7 @@ def check_prediction(row: object, metrics: Metrics, place: str) -> Prediction:
     if found["seed"] not in {s["seed"] for s in metrics["seeds"]}:
         raise BrokenArtifact(f"{place}: seed {found['seed']} is not one of the seeds in metrics.json")
     kinds: tuple[type, ...] = {"token-classification": (list,), "multiple-choice": (int,), "regression": (int, float),
-                               "causal-generation": (str,), "seq2seq-generation": (str,)}.get(task, (str,))
+                               "causal-generation": (str,), "seq2seq-generation": (str,), "contrastive": (list,)}.get(task, (str,))
     for key, value in (("target", found["target"]), ("prediction", found["prediction"])):
         if key == "prediction" and value is None and "written" in found and task in UNREADABLE:
             continue

@@ -87,6 +87,7 @@ class Encoder:
 def position_limit(backbone: Backbone) -> int | None:
     """The most tokens that the model has positions for; None if there is no such limit."""
     config: Any = getattr(backbone.model, "config", None)
+    config = getattr(config, "text_config", config)  # of two towers
     limits = [getattr(backbone.preprocess, "model_max_length", None)]
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:

@@ -20,6 +20,7 @@ _CLASSES = {
     "seq2seq-generation": "Seq2SeqGeneration",
     "masked-language": "MaskedLanguage",
     "image-classification": "ImageClassification",
+    "contrastive": "Contrastive",
 }
 
 

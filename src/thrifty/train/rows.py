@@ -45,6 +45,8 @@ def name_target(task: Task, row: Mapping[str, Any]) -> Any:
         return list(row["references"]) if row.get("references") else row["target"]
     if task.name == "masked-language":
         return row["text"]
+    if "captions" in row:
+        return list(row["captions"])
     if "tags" in row:
         return [name_of(task, tag) for tag in row["tags"]]
     return name_of(task, row["label"]) if task.name.endswith("classification") else row["label"]
