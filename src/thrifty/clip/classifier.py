@@ -105,7 +105,7 @@ class ImageTextModel(nn.Module):
         Raises:
             BadData: names that read alike, or that are longer than the text tower reads. NoSuchSetting: see ``resolve``.
         """
-        texts = Texts(self.reader, labels, templates, self.towers.context, self.towers.causal)
+        texts = Texts(self.reader, labels, templates, self.towers.context, self.towers.trims)
         self.text.texts = self.classes.texts = self.scores.texts = texts
 
     def path(self, within: str) -> str:
@@ -129,7 +129,7 @@ class ImageTextModel(nn.Module):
     @torch.no_grad()
     def sentence_features(self, templates: Any) -> Tensor:
         """Features [P, K, d], of any length, of the classes in other templates; see ``resolve``."""
-        texts = Texts(self.reader, self.texts.labels, templates, self.towers.context, self.towers.causal)
+        texts = Texts(self.reader, self.texts.labels, templates, self.towers.context, self.towers.trims)
         both = zip(texts.ids, texts.ends, strict=True)
         rows = [self.text(self.text.embed(ids)[None, None], ends[None, None]) for ids, ends in both]
         return torch.cat(rows, 1)[0]

@@ -43,8 +43,8 @@ class Texts:
         ids: [P, K, T] the sentences, padded; ends: [P, K] the place whose state stands for the sentence.
     """
 
-    def __init__(self, reader: Reader, labels: Sequence[str], templates: Any, context: int, causal: bool) -> None:
-        self.reader, self.context, self.causal = reader, context, causal
+    def __init__(self, reader: Reader, labels: Sequence[str], templates: Any, context: int, trims: bool) -> None:
+        self.reader, self.context, self.trims = reader, context, trims
         self.labels, self.templates = list(labels), resolve(templates)
         self.spoken = [label.replace("_", " ").strip() for label in self.labels]
         self.names, self.stops = [], []
@@ -61,7 +61,7 @@ class Texts:
     def lay(self, rows: Sequence[Sequence[int]], labelled: bool = True) -> tuple[Tensor, Tensor]:
         """Rows of tokens as sentences: with begin and end, padded [n, T], and the place [n] that stands for each.
 
-        A causal tower never looks at what comes behind the end, so there the padding stops at the longest. Row i is about class
+        A tower that ``trims`` never looks at what comes behind the end, so there the padding stops at the longest. Row i is about class
         i modulo K if rows are ``labelled``, which only errors need to know.
 
         Raises:
@@ -73,9 +73,9 @@ class Texts:
                 what = f"class {self.labels[i % len(self.labels)]!r}: its sentence" if labelled else "a sentence"
                 raise BadData(f"{what} takes {len(row)} tokens, and the text tower reads at most {self.context}: use a shorter "
                               "name, template or prompt")
-        width = max(map(len, whole)) if self.causal else self.context
+        width = max(map(len, whole)) if self.trims else self.context
         ids = torch.tensor([row + [self.reader.pad] * (width - len(row)) for row in whole], dtype=torch.long)
-        return ids, torch.tensor([len(row) - 1 if self.causal else width - 1 for row in whole], dtype=torch.long)
+        return ids, torch.tensor([len(row) - 1 if self.trims else width - 1 for row in whole], dtype=torch.long)
 
     def _refuse_alike(self) -> None:
         first: dict[tuple[int, ...], str] = {}

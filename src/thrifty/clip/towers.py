@@ -19,14 +19,15 @@ class Towers(ABC):
     """What all families can be asked.
 
     Attributes:
-        prefix: the name under which a classifier keeps the model. causal: whether text attends backwards only.
+        prefix: the name under which a classifier keeps the model. trims: whether nothing behind a
+            sentence is looked at, so that padding may stop at the longest.
         text_blocks, image_blocks: paths of the two stacks. image_entry: path of the module that takes in the picture's tokens,
-            class token and positions included.
+            class token and positions included; empty where a picture is no row of tokens.
         text_width, image_width: of the states; width: of the features. context: tokens that the text tower reads.
     """
 
     prefix: str
-    causal: bool
+    trims: bool
     text_blocks: str
     image_blocks: str
     image_entry: str
@@ -72,7 +73,7 @@ class Towers(ABC):
 class CLIPTowers(Towers):
     """CLIPModel of transformers."""
 
-    prefix, causal = "clip", True
+    prefix, trims = "clip", True
     text_blocks, image_blocks = "text_model.encoder.layers", "vision_model.encoder.layers"
     image_entry = "vision_model.pre_layrnorm"
 
@@ -107,7 +108,7 @@ class CLIPTowers(Towers):
 class SiglipTowers(Towers):
     """SiglipModel of transformers: text attends both ways over all positions, and its last one stands for it."""
 
-    prefix, causal = "siglip", False
+    prefix, trims = "siglip", False
     text_blocks, image_blocks = "text_model.encoder.layers", "vision_model.encoder.layers"
     image_entry = "vision_model.encoder.layers.0"
 
@@ -134,10 +135,39 @@ class SiglipTowers(Towers):
         return tower.head(h[torch.arange(len(h), device=h.device), ends])
 
 
+class JoinedTowers(Towers):
+    """`thrifty.models.two_tower.TwoTower`: text attends both ways over its own tokens, and their mean stands for it."""
+
+    prefix, trims = "pair", True
+
+    def __init__(self, trunk: Any) -> None:
+        super().__init__(trunk)
+        text, image = trunk.config.text_config, trunk.config.vision_config
+        self.text_blocks, self.image_blocks = f"text_model.{stack(trunk.text_model)}", f"vision_model.{stack(trunk.vision_model)}"
+        tokens = hasattr(image, "num_attention_heads")
+        self.image_entry = f"{self.image_blocks}.0" if tokens else ""
+        self.text_width, self.image_width = text.hidden_size, image.hidden_size if tokens else 0
+        self.width, self.context = trunk.config.projection_dim, text.max_position_embeddings
+
+    @property
+    def embedding(self) -> nn.Module:
+        return self.trunk.text_model.get_input_embeddings()
+
+    def text_modules(self) -> list[nn.Module]:
+        return [self.trunk.text_model, self.trunk.text_projection]
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        return self.trunk.image_features(pixels)
+
+    def encode_text(self, x: Tensor, ends: Tensor) -> Tensor:
+        mask = torch.arange(x.shape[1], device=x.device) <= ends[:, None]
+        return self.trunk.text_features(mask.long(), inputs_embeds=x)
+
+
 class OpenCLIPTowers(Towers):
     """CLIP of open_clip with a vision transformer, batch first."""
 
-    prefix, causal = "clip", True
+    prefix, trims = "clip", True
     text_blocks, image_blocks, image_entry = "transformer.resblocks", "visual.transformer.resblocks", "visual.ln_pre"
 
     def __init__(self, trunk: Any) -> None:
@@ -174,7 +204,13 @@ class OpenCLIPTowers(Towers):
 
 FAMILIES: dict[tuple[str, str], type[Towers]] = {
     ("transformers", "CLIPModel"): CLIPTowers, ("transformers", "SiglipModel"): SiglipTowers, ("open_clip", "CLIP"): OpenCLIPTowers,
+    ("thrifty", "TwoTower"): JoinedTowers,
 }
+
+
+def stack(tower: nn.Module) -> str:
+    """The path of a tower's blocks: of its lists of modules the longest."""
+    return max(((len(m), path) for path, m in tower.named_modules() if isinstance(m, nn.ModuleList)), default=(0, ""))[1]
 
 
 def towers(trunk: nn.Module) -> Towers:

@@ -2,6 +2,7 @@
 from thrifty.models.backbone import Backbone, wrap
 from thrifty.models.loading import load
 from thrifty.models.readers import Readers
+from thrifty.models.two_tower import TwoTower
 from thrifty.models.vision_language import VisionLanguage
 
-__all__ = ["Backbone", "Readers", "VisionLanguage", "load", "wrap"]
+__all__ = ["Backbone", "Readers", "TwoTower", "VisionLanguage", "load", "wrap"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.core.errors import BadData, BrokenArtifact, NoSuchSetting, nearest
+from thrifty.models import two_tower
 
 AUTO = {
     "text-classification": "AutoModelForSequenceClassification",
@@ -21,7 +22,7 @@ AUTO = {
 WRITERS = ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM")  # they rank choices without a form of their own for them
 GENERATION = ("causal-generation", "seq2seq-generation")
 LIKELIHOOD = (*GENERATION, "masked-language")  # judged by how likely the text is; the head is the pretrained one
-TWO_TOWERS = ("clip", "siglip")  # families that answer through the names of classes
+TWO_TOWERS = ("clip", "siglip", two_tower.KIND)  # families that answer through the names of classes
 PICTURES = ("image-classification", "contrastive")
 LABELLED = ("text-classification", "token-classification", "image-classification")
 
@@ -51,7 +52,8 @@ def configure(folder: Path, name: str, task: str, labels: Sequence[str] | None) 
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        joined = two_tower.configuration(folder)
+        config = joined or transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except ValueError as error:  # an architecture unknown here, or one whose code would have to be run
         raise NoSuchSetting(f"model {name!r}: {_first(error)}") from error
     except (OSError, KeyError, TypeError) as error:
@@ -75,6 +77,8 @@ def form(task: str, config: Any) -> str | None:
 
     if task == "contrastive" and not has_two_towers(config):
         return None
+    if config.model_type == two_tower.KIND:
+        return AUTO[task] if task in PICTURES else None
     wanted = (AUTO[task], *WRITERS) if task == "multiple-choice" else (AUTO[task],)
     return next((auto for auto in wanted if type(config) in getattr(transformers, auto)._model_mapping), None)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from thrifty.clip import ImageTextModel
 from thrifty.core.errors import BrokenArtifact, NoSuchSetting, nearest
-from thrifty.models import ragged
+from thrifty.models import ragged, two_tower
 from thrifty.models.backbone import Backbone, count
 from thrifty.models.finding import Found, find
 from thrifty.models.kinds import LABELLED, PICTURES, WRITERS, check_task, configure, form, has_two_towers
@@ -121,6 +121,8 @@ def _from_pretrained(auto: Any, folder: Path, name: str, config: Any, dtype: tor
     try:
         if ragged.is_ragged(config):
             return ragged.read(folder, config, dtype)
+        if config.model_type == two_tower.KIND:
+            return two_tower.read(folder, config, dtype)
         try:
             model, info = auto.from_pretrained(folder, attn_implementation="sdpa", **fixed)
         except ValueError as error:

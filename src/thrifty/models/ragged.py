@@ -113,9 +113,14 @@ def _resize(block: Any, width: int, head: int, heads: int, inner: int) -> None:
 
 def read(folder: Path, config: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
     """The model in ``folder``, and which tensors are missing or of another shape, as transformers reports them."""
+    model = build(config).to(dtype)
+    return model, fill(model, folder)
+
+
+def fill(model: nn.Module, folder: Path) -> dict[str, Any]:
+    """Give a model the tensors of the safetensors files in ``folder``, if all are there; which are missing or of another shape."""
     from safetensors.torch import load_file
 
-    model = build(config).to(dtype)
     held: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         held |= load_file(file)
@@ -124,4 +129,4 @@ def read(folder: Path, config: Any, dtype: torch.dtype) -> tuple[Any, dict[str, 
     missing = [name for name in own if name not in held]
     if not missing and not wrong:
         model.load_state_dict({name: held[name] for name in own})
-    return model, {"missing_keys": missing, "mismatched_keys": wrong}
+    return {"missing_keys": missing, "mismatched_keys": wrong}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core import Edit, Site, register
-from ...core.errors import NoSuchSetting
+from ...core.errors import NoSuchSetting, Unfit
 from ...core.site import at_path
 from .context import SPREAD, blocks, place
 
@@ -83,10 +83,13 @@ def image_places(at: Attachment, depth: int) -> list[Site]:
     """Where the picture's tokens come in, and the blocks that prompts of ``depth`` are written over at.
 
     Raises:
-        NoSuchSetting: there are not so many blocks.
+        NoSuchSetting: there are not so many blocks. Unfit: the image tower reads no tokens.
     """
     place(at, "image")
     model: Any = at.model
+    if not model.towers.image_entry:
+        raise Unfit(f"tokens stand beside those of a picture, and {type(model.towers.trunk.vision_model).__name__} reads none: choose "
+                    "a method for the text tower, such as coop, or a model whose image tower is a transformer")
     entry = at_path(model, model.path(model.towers.image_entry), "norm", None, -1, "", at.seen)
     return [entry, *deep_enough(at, blocks(at, model.towers.image_blocks), depth)[1:]]
 
