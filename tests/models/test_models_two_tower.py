@@ -82,7 +82,8 @@ def test_what_they_compute_is_read_back(kind: str, tmp_path: Path) -> None:
 def test_methods_of_image_text_models(folder: Path, method: str, tmp_path: Path) -> None:
     rows = [{"image": picture(5 * i + (120 if i % 2 else 0)), "label": LABELS[i % 2]} for i in range(12)]
     data = {"train": rows[:8], "validation": rows[8:10], "test": rows[10:]}
-    how = {"name": method, **({"depth": 2} if method == "maple" else {"text_depth": 2, "image_depth": 2} if method == "ivlp" else {})}
+    depths: dict[str, dict[str, Any]] = {"maple": {"depth": 2}, "ivlp": {"text_depth": 2, "image_depth": 2}}
+    how = {"name": method, **depths.get(method, {})}
     run = thrifty.tune(str(folder), data, how, tmp_path / "run", epochs=1, batch=4, rate=1e-2, progress=False, baselines=False)
     assert run.metrics["method"] == method and run.metrics["parameters"]["tuner"] > 0
 

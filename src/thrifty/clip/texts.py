@@ -61,8 +61,8 @@ class Texts:
     def lay(self, rows: Sequence[Sequence[int]], labelled: bool = True) -> tuple[Tensor, Tensor]:
         """Rows of tokens as sentences: with begin and end, padded [n, T], and the place [n] that stands for each.
 
-        A tower that ``trims`` never looks at what comes behind the end, so there the padding stops at the longest. Row i is about class
-        i modulo K if rows are ``labelled``, which only errors need to know.
+        A tower that ``trims`` never looks at what comes behind the end, so there the padding stops at the longest. Row i is about
+        class i modulo K if rows are ``labelled``, which only errors need to know.
 
         Raises:
             BadData: a sentence is longer than the tower reads.

@@ -1,5 +1,5 @@
-"""Two pretrained encoders joined by projections: X. Zhai, X. Wang, B. Mustafa, A. Steiner, D. Keysers, A. Kolesnikov, L. Beyer, "LiT:
-Zero-Shot Transfer with Locked-image text Tuning", CVPR 2022, arXiv:2111.07991.
+"""Two pretrained encoders joined by projections: X. Zhai, X. Wang, B. Mustafa, A. Steiner, D. Keysers, A. Kolesnikov, L. Beyer,
+"LiT: Zero-Shot Transfer with Locked-image text Tuning", CVPR 2022, arXiv:2111.07991.
 
 Any image encoder and any text encoder of transformers, as a model like CLIP. Its folder holds what such folders hold, with a
 ``config.json`` that no class of transformers reads.

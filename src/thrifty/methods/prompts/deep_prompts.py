@@ -88,8 +88,8 @@ def image_places(at: Attachment, depth: int) -> list[Site]:
     place(at, "image")
     model: Any = at.model
     if not model.towers.image_entry:
-        raise Unfit(f"tokens stand beside those of a picture, and {type(model.towers.trunk.vision_model).__name__} reads none: choose "
-                    "a method for the text tower, such as coop, or a model whose image tower is a transformer")
+        raise Unfit(f"tokens stand beside those of a picture, and {type(model.towers.trunk.vision_model).__name__} reads none: "
+                    "choose a method for the text tower, such as coop, or a model whose image tower is a transformer")
     entry = at_path(model, model.path(model.towers.image_entry), "norm", None, -1, "", at.seen)
     return [entry, *deep_enough(at, blocks(at, model.towers.image_blocks), depth)[1:]]
 
