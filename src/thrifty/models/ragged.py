@@ -48,17 +48,16 @@ def sizes_of(tower: Any) -> tuple[int, list[tuple[int, int, int]]]:
 
 def settle_config(model: Any) -> None:
     """Give a CLIPModel whose modules were cut the configuration that they have: a common one where all layers are alike."""
-    changed = {}
+    changed: dict[str, dict[str, Any]] = {}
     for name, tower in (("image", model.vision_model), ("text", model.text_model)):
         width, layers = sizes_of(tower)
         heads, head, inner = layers[0]
         if set(layers) == {layers[0]} and heads * head == width and inner:
             changed[name] = {"hidden_size": width, "num_attention_heads": heads, "intermediate_size": inner, "ragged": None}
         else:
-            ragged = {"head": max(layer[1] for layer in layers), "heads": [layer[0] for layer in layers],
-                      "inner": [layer[2] for layer in layers]}
-            changed[name] = {"hidden_size": width, "num_attention_heads": 1, "intermediate_size": max(1, *ragged["inner"]),
-                             "ragged": ragged}
+            inners = [layer[2] for layer in layers]
+            changed[name] = {"hidden_size": width, "num_attention_heads": 1, "intermediate_size": max(1, *inners), "ragged": {
+                "head": max(layer[1] for layer in layers), "heads": [layer[0] for layer in layers], "inner": inners}}
     config = reconfigure(model.config, **changed)
     config._attn_implementation = model.config._attn_implementation
     model.config = config

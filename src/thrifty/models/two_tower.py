@@ -112,8 +112,8 @@ def configuration(folder: Path) -> JoinedConfig | None:
         return None
     if not isinstance(said, dict) or said.get("model_type") != KIND:
         return None
-    parts = [AutoConfig.for_model(**said[name]) for name in ("vision_config", "text_config")]
-    return JoinedConfig(*parts, said["pooled_dim"], said["projection_dim"])
+    vision, text = (AutoConfig.for_model(**said[name]) for name in ("vision_config", "text_config"))
+    return JoinedConfig(vision, text, said["pooled_dim"], said["projection_dim"])
 
 
 def read(folder: Path, config: JoinedConfig, dtype: torch.dtype) -> tuple[TwoTower, dict[str, Any]]:
