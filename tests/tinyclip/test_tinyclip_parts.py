@@ -74,8 +74,8 @@ def test_gates() -> None:
     settled = gates.settle()  # 0.79 are expected to be closed, so one is
     assert settled.tolist() == pytest.approx([0.5, 0.0, 0.9168273035, 1 / (1 + math.exp(-12))], abs=1e-6)
     torch.manual_seed(0)
-    draws = torch.stack([gates.sample() for _ in range(20_000)])
-    assert ((draws > 0).float().mean(0) - gates.chance()).abs().max() < 0.01 and draws.min() >= 0 and draws.max() <= 1
+    draws = torch.stack([gates.sample() for _ in range(4_000)])
+    assert ((draws > 0).float().mean(0) - gates.chance()).abs().max() < 0.03 and draws.min() >= 0 and draws.max() <= 1
     gates.clamp()
     assert gates.alpha.max().item() == pytest.approx(math.log(100)) and gates.alpha.min().item() == -2
 

@@ -23,6 +23,7 @@ WRITERS = ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM")  # they rank choices
 GENERATION = ("causal-generation", "seq2seq-generation")
 LIKELIHOOD = (*GENERATION, "masked-language")  # judged by how likely the text is; the head is the pretrained one
 TWO_TOWERS = ("clip", "siglip", two_tower.KIND)  # families that answer through the names of classes
+COSINES = ("clip", two_tower.KIND)  # those that learn from pairs by comparing each with all others
 PICTURES = ("image-classification", "contrastive")
 LABELLED = ("text-classification", "token-classification", "image-classification")
 
@@ -75,7 +76,7 @@ def form(task: str, config: Any) -> str | None:
     """The name of the auto class that serves ``task`` with a model of this configuration; None if there is none."""
     import transformers
 
-    if task == "contrastive" and not has_two_towers(config):
+    if task == "contrastive" and (config.model_type not in COSINES or not has_two_towers(config)):
         return None
     if config.model_type == two_tower.KIND:
         return AUTO[task] if task in PICTURES else None
