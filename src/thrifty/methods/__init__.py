@@ -11,6 +11,7 @@ from .adapter_fusion import AdapterFusion
 from .adaptformer import AdaptFormer
 from .ape import APE, APET
 from .attempt import Attempt
+from .b_tuning import BTuning
 from .bapna import Bapna
 from .bi_tuning import BiTuning
 from .bitfit import BitFit
@@ -115,6 +116,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "BiTuning",
     "BlockDrop",
     "BSS",
+    "BTuning",
     "CLIPAdapter",
     "CLIPLoRA",
     "CoCoOp",

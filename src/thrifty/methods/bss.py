@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core import need
-from .branches.side import SideTap, asked
-from .features.reading import find_reader
+from .features.reading import heard, listen, stop_listening
 from .full import FullFineTuning
 from .guidance.outer import Around
 
@@ -55,24 +54,17 @@ class BSS(Around):
             Unfit: the model does not answer from one vector per example.
         """
         super().attach(at, batches)
-        at.put(find_reader(at), SideTap, port="call", cut=False)
+        listen(at)
 
     def loss(self, at: Attachment, task: Any, model: Any, batch: Any) -> tuple[Tensor, int]:
         """The other method's, and eta times the shrunk part of the spectrum of this batch."""
         mean, count = super().loss(at, task, model, batch)
-        key = asked(_tap(at).path)
-        features = next(iter(at.context.taps.pop(key).values()))
-        return mean + self.eta * smallest(features, self.k), count
+        return mean + self.eta * smallest(heard(at), self.k), count
 
     def finish(self, at: Attachment) -> None:
         """The other method's; the tap is no longer needed."""
         super().finish(at)
-        at.take_away(_tap(at).key)
-
-
-def _tap(at: Attachment) -> Any:
-    """The plan's row of the tap, which was put last."""
-    return next(row for row in reversed(at.plan) if row.edit == SideTap.registered and row.role == "head")
+        stop_listening(at)
 
 
 def smallest(features: Tensor, k: int) -> Tensor:

@@ -13,6 +13,7 @@ from thrifty.data.support import read_support
 from thrifty.tasks.image_classification import ImageClassification
 
 if TYPE_CHECKING:
+    from thrifty.tasks import Task
     from thrifty.train.job import Job
 
 
@@ -32,6 +33,11 @@ class Lessons:
 
     def __init__(self, job: Job, examples: list[dict[str, Any]], seed: int) -> None:
         self.job, self.examples, self.seed = job, examples, seed
+
+    @property
+    def task(self) -> Task:
+        """Of which task the rows are."""
+        return self.job.task
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return self.job.batches(self.job.task, self.examples)

@@ -26,6 +26,7 @@ WITH_NEW_HEAD = {
     "vqt": 1e-2, "expres": 1e-2, "noah": 2e-3,
     "p-tuning": 3e-3, "attempt": 1e-1, "unipelt": 2e-3, "u-tuning": 2e-3, "res-tuning": 2e-3,
     "l2-sp": 1e-4, "delta": 1e-4, "stochnorm": 1e-4, "co-tuning": 1e-4, "lwf": 1e-4, "bi-tuning": 1e-4, "bss": 1e-4,
+    "b-tuning": 1e-4,
     "distillation": 1e-4, "distillation-token": 1e-4,
     "lst": 3e-3, "res-tuning-bypass": 2e-3, "k-adapter": 5e-4, "diff-pruning": 1e-4,
 }

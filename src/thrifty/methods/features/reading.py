@@ -9,6 +9,7 @@ from ...core import Site
 from ...core.errors import Unfit
 from ...core.probe import guess_example, run_once
 from ...core.site import at_path
+from ..branches.side import SideTap, asked
 from ..heads import last_linear
 
 if TYPE_CHECKING:
@@ -46,3 +47,28 @@ def find_reader(at: Attachment) -> Site:
 def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The part of a batch that a classifier takes."""
     return {key: value for key, value in batch.items() if key != "labels"}
+
+
+def listen(at: Attachment) -> None:
+    """Put a tap where the head reads, for ``heard``; the graph stays whole.
+
+    Raises:
+        Unfit: see ``find_reader``.
+    """
+    at.put(find_reader(at), SideTap, port="call", cut=False)
+
+
+def heard(at: Attachment) -> Tensor:
+    """What the head read in the forward pass that has just run [batch, d], where ``listen`` put a tap."""
+    features: Tensor = next(iter(at.context.taps.pop(asked(_tap(at).path)).values()))
+    return features
+
+
+def stop_listening(at: Attachment) -> None:
+    """Take the tap away."""
+    at.take_away(_tap(at).key)
+
+
+def _tap(at: Attachment) -> Any:
+    """The plan's row of the tap, which was put last."""
+    return next(row for row in reversed(at.plan) if row.edit == SideTap.registered and row.role == "head")

@@ -17,44 +17,70 @@ if TYPE_CHECKING:
     from ...models import Backbone
 
 
-class Teacher:
-    """A model in evaluation mode that answers without gradients. Its class ``order[c]`` is the student's class c."""
+class Onlooker:
+    """A model in evaluation mode that is shown what a student reads, and keeps no graph."""
 
-    def __init__(self, backbone: Backbone, order: list[int], device: torch.device):
-        self.backbone, self.order = backbone, order
+    def __init__(self, backbone: Backbone, device: torch.device):
+        self.backbone = backbone
         self.model = backbone.model.to(device).eval()
         self.takes = list(inspect.signature(self.model.forward).parameters)
 
     @torch.no_grad()
-    def answer(self, task: Any, inputs: dict[str, Tensor]) -> Tensor:
-        """The student's ``inputs`` -> logits [..., classes] in the student's order of classes.
-
-        The same pictures as the student's, augmented as they are, at the size and with the means that the teacher wants.
+    def ask(self, task: Any, inputs: dict[str, Tensor]) -> Any:
+        """What the model says to the student's ``inputs``, as ``show`` makes them its own.
 
         Raises:
-            Unfit: the teacher cannot read what the student reads, or answers with another number of classes.
+            Unfit: see ``show``.
         """
         self.model.eval()
+        given = self.show(task, inputs)
+        return self.model(given) if isinstance(given, Tensor) else self.model(**given)
+
+    def show(self, task: Any, inputs: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        """The student's pictures, augmented as they are, at the size and with the means that this model wants; or its tokens.
+
+        Without a ``task``, nothing is known of how the student's were prepared: they are shown as they are.
+
+        Raises:
+            Unfit: the model cannot read what the student reads.
+        """
         pictures = next(filter(are_pictures, inputs.values()), None)
-        out = self.model(**self._read(task, inputs)) if pictures is None else self.model(self._look(task, pictures))
-        logits = main(out)
-        if logits.shape[-1] != len(self.order):
-            raise Unfit(f"the teacher ({type(self.model).__name__}) answers with {logits.shape[-1]} classes, the task has "
-                        f"{len(self.order)}")
-        return logits[..., self.order]
+        return self._read(task, inputs) if pictures is None else self._look(task, pictures)
 
     def _look(self, task: Any, pixels: Tensor) -> Tensor:
         from ...models.sight import show, sight
 
-        seen, wanted = sight(task.backbone), sight(self.backbone)
-        return pixels if seen is None or wanted is None else show(pixels, seen, wanted)
+        seen, wanted = None if task is None else sight(task.backbone), sight(self.backbone)
+        own = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), pixels.dtype)
+        return (pixels if seen is None or wanted is None else show(pixels, seen, wanted)).to(own)
 
     def _read(self, task: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        own, theirs = (getattr(side.preprocess, "get_vocab", None) for side in (self.backbone, task.backbone))
+        sides = (self.backbone, self.backbone if task is None else task.backbone)
+        own, theirs = (getattr(side.preprocess, "get_vocab", None) for side in sides)
         if own is not None and theirs is not None and own() != theirs():
             raise Unfit("teacher and student cut texts into other tokens, so that what the student reads means nothing to the "
                         "teacher: choose one with the student's tokenizer")
         return {key: value for key, value in inputs.items() if key in self.takes}
+
+
+class Teacher(Onlooker):
+    """One that answers the student's own question. Its class ``order[c]`` is the student's class c."""
+
+    def __init__(self, backbone: Backbone, order: list[int], device: torch.device):
+        super().__init__(backbone, device)
+        self.order = order
+
+    def answer(self, task: Any, inputs: dict[str, Tensor]) -> Tensor:
+        """The student's ``inputs`` -> logits [..., classes] in the student's order of classes.
+
+        Raises:
+            Unfit: the teacher cannot read what the student reads, or answers with another number of classes.
+        """
+        logits = main(self.ask(task, inputs))
+        if logits.shape[-1] != len(self.order):
+            raise Unfit(f"the teacher ({type(self.model).__name__}) answers with {logits.shape[-1]} classes, the task has "
+                        f"{len(self.order)}")
+        return logits[..., self.order]
 
 
 def find_teacher(given: Any, task: Any, device: torch.device) -> Teacher:
@@ -75,11 +101,16 @@ def find_teacher(given: Any, task: Any, device: torch.device) -> Teacher:
     from ...artifact.files import ABOUT, adapter_folder
 
     folder, name = adapter_folder(given), str(given)
-    backbone, theirs = _from_run(folder, task) if (folder / ABOUT).is_file() else _by_name(name, task)
+    backbone, theirs = load_run(folder, task) if (folder / ABOUT).is_file() else _by_name(name, task)
     return Teacher(backbone, _order(name, theirs, labels), device)
 
 
-def _from_run(folder: Path, task: Any) -> tuple[Backbone, list[str]]:
+def load_run(folder: Path, task: Any) -> tuple[Backbone, list[str]]:
+    """The model that a run of the same kind of task trained, and its labels.
+
+    Raises:
+        Unfit: the adapter in ``folder`` is of another kind of task. ThriftyError: see `models.load` and `artifact.load`.
+    """
     from ... import artifact
     from ...models import load
 
