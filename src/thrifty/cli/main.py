@@ -12,6 +12,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "tune": "adapt a model to your data, and measure it once on test rows it never saw",
     "in-context": "answer from demonstrations in front of each question, without any training",
+    "rank": "which pretrained model will transfer best to your data, before any is tuned",
     "predict": "answer new rows with a trained adapter",
     "inspect": "sites and roles of a model; what a method would touch, before touching it",
     "methods": "every method there is, with its paper and what it trains",
@@ -28,7 +29,7 @@ EXAMPLES = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 a mistake that the message explains, 130 stopped by the user."""
+    """Run one command; returns the exit code: 0 done, 1 done in part, 2 a mistake that the message explains, 130 stopped by the user."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return run(words)

@@ -6,7 +6,10 @@ with details; none writes to what it is given; labels may be any whole numbers o
     from thrifty.rank import logme, over_hub, ncti
     logme(features, labels)                                       # features [N, D], labels [N]
     over_hub([ncti(f, labels) for f in features_of_each_model])   # NCTI and ETran: parts are scaled over the candidates
+    models(["minilm", "./my-bert"], "reviews.csv")                # all of it for several models: see `thrifty.candidates.rank`
 """
+from typing import TYPE_CHECKING, Any
+
 from thrifty.rank.b_tuning import blend, penalty, weigh
 from thrifty.rank.etran import energy, etran
 from thrifty.rank.evidence import Evidence, maximise
@@ -26,6 +29,19 @@ from thrifty.rank.sfda import sfda
 from thrifty.rank.table import SCORES, Entry, find
 from thrifty.rank.transrate import transrate
 
-__all__ = ["SCORES", "Coefficients", "Entry", "Evidence", "Score", "blend", "descend", "energy", "etran", "find",
-           "fit_coefficients", "gbc", "hscore", "leep", "logme", "maximise", "naswot", "nce", "ncti", "nleep", "otce", "over_hub",
-           "parc", "ped", "penalty", "sfda", "transrate", "weigh"]
+__all__ = ["SCORES", "Candidate", "Coefficients", "Entry", "Evidence", "Score", "blend", "descend", "energy", "etran", "find",
+           "fit_coefficients", "gbc", "hscore", "leep", "logme", "maximise", "models", "naswot", "nce", "ncti", "nleep", "otce",
+           "over_hub", "parc", "ped", "penalty", "sfda", "transrate", "weigh"]
+
+if TYPE_CHECKING:
+    from thrifty.candidates import Candidate
+    from thrifty.candidates import rank as models
+
+
+def __getattr__(name: str) -> Any:
+    """What ranks whole models is looked up when it is first used: it knows torch and all rooms, and the scores only NumPy."""
+    if name in ("models", "Candidate"):
+        from thrifty import candidates
+
+        return candidates.rank if name == "models" else candidates.Candidate
+    raise AttributeError(f"module 'thrifty.rank' has no attribute {name!r}")

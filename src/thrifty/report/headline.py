@@ -4,8 +4,8 @@ from __future__ import annotations
 from datetime import datetime
 
 from thrifty.report import numbers
-from thrifty.report.axes import Scale, name_ticks, ticks
 from thrifty.report.files import Baseline, Estimate, Metrics
+from thrifty.report.forest import Line, forest
 from thrifty.report.markup import text
 
 Row = tuple[str, str, Estimate]
@@ -128,24 +128,8 @@ def _forest(metrics: Metrics, mine: Estimate) -> str:
     if len(metrics["seeds"]) > 1:
         rows += [("one other", f"seed {s['seed']}", s["test"][metric]) for s in metrics["seeds"] if s["test"]]
     rows += [("other", b["title"], b["test"][metric]) for b in rivals(metrics) if b["test"]]
-    ends = [end for _, _, e in rows for end in (e["value"], e["low"], e["high"]) if end is not None]
-    pad = (max(ends) - min(ends)) * 0.06 or 0.05
-    x = Scale(min(ends) - pad, max(ends) + pad, 0, 100)
-    marks = ticks(x.low, x.high, 5)
-    words = name_ticks(marks, numbers.is_fraction(metric))
-    lines = [f'<li class="{kind}"><span class="who">{text(name)}</span>{_track(x, e)}'
-             f'<span class="what"><b>{numbers.value(metric, e["value"])}</b> '
-             f'<span>{numbers.interval(metric, e["low"], e["high"])}</span></span></li>' for kind, name, e in rows]
-    axis = "".join(f'<span style="left:{x(mark):.2f}%">{word}</span>' for mark, word in zip(marks, words, strict=True))
-    return (f'<ol class="forest">{"".join(lines)}<li class="scale" aria-hidden="true"><span class="who"></span>'
-            f'<span class="track">{axis}</span><span class="what"></span></li></ol>')
-
-
-def _track(x: Scale, e: Estimate) -> str:
-    bar = ""
-    if e["low"] is not None and e["high"] is not None:
-        bar = f'<u style="left:{x(e["low"]):.2f}%;width:{x(e["high"]) - x(e["low"]):.2f}%"></u>'
-    return f'<span class="track" aria-hidden="true">{bar}<i style="left:{x(e["value"]):.2f}%"></i></span>'
+    return forest([Line(kind, name, e["value"], e["low"], e["high"], numbers.value(metric, e["value"]),
+                        numbers.interval(metric, e["low"], e["high"])) for kind, name, e in rows], numbers.is_fraction(metric))
 
 
 def verdicts(metrics: Metrics) -> str:

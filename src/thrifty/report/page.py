@@ -6,13 +6,13 @@ from collections.abc import Callable
 from thrifty.report.agreement import agreement, far
 from thrifty.report.calibration import calibration
 from thrifty.report.cost import cost
+from thrifty.report.document import document
 from thrifty.report.errors import entities, errors
 from thrifty.report.examples import mistagged, written, wrong
 from thrifty.report.headline import brief, headline
 from thrifty.report.learning import learning
 from thrifty.report.markup import note, record, section, text
 from thrifty.report.reading import Results
-from thrifty.report.style import STYLE
 from thrifty.report.tasks import by_task, outcome
 from thrifty.report.values import values
 
@@ -29,8 +29,6 @@ PARTS: dict[str, list[Part]] = {
     "seq2seq-generation": [written],
     "masked-language": [written],
 }
-# Even if something slipped through the escaping, a browser would neither run nor fetch it.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
 def compose(results: Results) -> str:
@@ -40,14 +38,7 @@ def compose(results: Results) -> str:
     body += [part(own) for own in by_task(results) for part in [outcome, *PARTS[own.metrics["task"]]]] if "tasks" in m else \
         [part(results) for part in PARTS[m["task"]]]
     body += [cost(results), repeat(results)]
-    title = f"{brief(m['model'])} adapted to {brief(m['data'])} with {m['method']}"
-    return ('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-            f"<title>{text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-            + "\n".join(part for part in body if part)
-            + "\n<footer>Written by thrifty. This file is complete in itself and loads nothing from a network.</footer>\n"
-            "</main>\n</body>\n</html>\n")
+    return document(f"{brief(m['model'])} adapted to {brief(m['data'])} with {m['method']}", body)
 
 
 def repeat(results: Results) -> str:

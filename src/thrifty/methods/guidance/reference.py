@@ -75,8 +75,8 @@ def _load(given: Any, task: Any) -> Backbone:
     if isinstance(given, (nn.Module, Backbone)):
         return wrap(given) if isinstance(given, nn.Module) else given
     if task is None:
-        raise ThriftyError(f"the reference model {str(given)!r} is loaded in the form that a task needs, and the batches do not say "
-                           "of which task they are: train with thrifty.tune, or give modules instead of names")
+        raise ThriftyError(f"the reference model {str(given)!r} is loaded in the form that a task needs, and the batches do not "
+                           "say of which task they are: train with thrifty.tune, or give modules instead of names")
     folder = adapter_folder(given)
     if (folder / ABOUT).is_file():
         return load_run(folder, task)[0]

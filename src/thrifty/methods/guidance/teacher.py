@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,23 +124,13 @@ def load_run(folder: Path, task: Any) -> tuple[Backbone, list[str]]:
 
 def _by_name(name: str, task: Any) -> tuple[Backbone, list[str]]:
     from ...models import load
+    from ...models.source_head import name_classes
 
     backbone = load(name, task.name, task.labels)
     if new := backbone.source["new_tensors"]:
         raise Unfit(f"the teacher {name!r} has no trained head for the {len(task.labels)} classes of the task ({new[0]!r} would be "
                     "new): train it first, and give the folder of that run")
-    return backbone, _own_labels(name) or list(task.labels)
-
-
-def _own_labels(name: str) -> list[str] | None:
-    """What a checkpoint calls its classes, in order; None where it only numbers them."""
-    from ...models.finding import find
-
-    if name.startswith("timm:"):
-        return None
-    known = json.loads((find(name).folder / "config.json").read_text(encoding="utf-8")).get("id2label") or {}
-    names = [str(known[key]) for key in sorted(known, key=int)]
-    return None if not names or names == [f"LABEL_{i}" for i in range(len(names))] else names
+    return backbone, name_classes(name) or list(task.labels)
 
 
 def _order(name: str, theirs: list[str], labels: list[str]) -> list[int]:
