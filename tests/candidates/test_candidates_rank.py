@@ -16,6 +16,7 @@ import transformers as T
 import thrifty
 from thrifty import rank
 from thrifty.candidates import Cost
+from thrifty.candidates.page import compose
 from thrifty.cli import main
 from thrifty.core.errors import BrokenArtifact, NoSuchSetting, ThriftyError
 from thrifty.models import wrap
@@ -25,7 +26,8 @@ FEW: dict[str, Any] = {"rows": 40, "draws": 4, "progress": False, "scores": ["lo
 
 def texts(numbers: bool = False) -> dict[str, Any]:
     drawn = random.Random(2)
-    rows = [{"text": " ".join(drawn.choices(["ab", "cd", "ef", "gh"], k=2 + i % 4)) + f" {i:b}".replace("0", " x").replace("1", " y"),
+    bits = [f"{i:b}".replace("0", "x").replace("1", "y") for i in range(60)]
+    rows = [{"text": " ".join([*drawn.choices(["ab", "cd", "ef", "gh"], k=2 + i % 4), *bits[i]]),
              "label": i * 0.5 if numbers else ("odd" if i % 2 else "even")} for i in range(60)]
     return {"train": rows[:40], "validation": rows[40:50], "test": rows[50:]}
 
@@ -46,14 +48,10 @@ def table(data: dict[str, Any]) -> tuple[list[str], np.ndarray]:
 def mean_state(folder: Path, given: list[str]) -> np.ndarray:
     """The mean over tokens of the last states, text by text."""
     reader, model = T.AutoTokenizer.from_pretrained(folder), T.AutoModel.from_pretrained(folder).eval()
-    found = []
-    for one in given:
-        with torch.no_grad():
-            out = model.get_encoder()(**reader(one, return_tensors="pt", return_token_type_ids=False)) if model.config.is_encoder_decoder \
-                else model(**{k: v for k, v in reader(one, return_tensors="pt").items() if k != "token_type_ids" or "Bert" in
-                              type(model).__name__})
-        found.append(out[0][0].mean(0).double().numpy())
-    return np.array(found)
+    model = model.get_encoder() if model.config.is_encoder_decoder else model
+    with torch.no_grad():
+        states = [model(**reader(one, return_tensors="pt", return_token_type_ids=False))[0][0] for one in given]
+    return np.array([state.mean(0).double().numpy() for state in states])
 
 
 def test_features_are_means_over_tokens_or_what_the_head_reads(tmp_path: Path) -> None:
@@ -103,7 +101,7 @@ def test_the_classifier_of_a_checkpoint_is_asked(tmp_path: Path) -> None:
     assert found.scores["leep"]["vit"].value is None and found.plain()["scores"]["leep"]["counts"] is False
     assert found.seen["resnet"]["source_classes"]["count"] == 7 and found.seen["vit"]["source_classes"] is None
     between = rank.models({"resnet": folders["resnet"]}, data, source=pictures(), **{**FEW, "scores": ["otce", "ped"]})
-    assert between.scores["otce"]["resnet"].value == pytest.approx(0.0, abs=1e-9)  # the source is the data: every row is its own match
+    assert between.scores["otce"]["resnet"].value == pytest.approx(0.0, abs=1e-9)  # of itself: every row is its own match
     assert between.data["source_rows"] == 24
 
 
@@ -132,7 +130,7 @@ def test_modules_and_functions_of_ones_own(tmp_path: Path) -> None:
     assert found.scores["logme"]["own"].value == float(rank.logme(lengths({"text": given}), labels))
     assert found.scores["leep"]["both"].value == float(rank.leep(heads, labels))
     assert made.model.training and found.seen["own"]["parameters"] is None and found.seen["module"]["cost"]["seconds"] == 12.0
-    assert "to tune" in thrifty.candidates.page.compose(found.plain())
+    assert "to tune" in compose(found.plain())
     bare = wrap(torch.nn.Linear(2, 2))
     assert "no tokenizer" in rank.models({"bare": bare, "own": lengths}, texts(), **FEW).failed["bare"]
 

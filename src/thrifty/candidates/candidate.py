@@ -62,7 +62,7 @@ def _read(one: Any, name: str | None = None) -> Candidate:
     if isinstance(one, nn.Module):
         return Candidate(name or type(one).__name__, one)
     if callable(one):
-        return Candidate(name or getattr(one, "__name__", type(one).__name__), features=one)
+        return Candidate(name or str(getattr(one, "__name__", type(one).__name__)), features=one)
     raise NoSuchSetting(f"{name or one!r} is no model: give a name, a module, a thrifty.models.Backbone, or a function that makes "
                         f"features, not {type(one).__name__}")
 

@@ -47,22 +47,21 @@ def order(names: Sequence[str], scores: Mapping[str, Mapping[str, Value]]) -> li
     voices = counted(scores)
     ranks = [rank_down([_known(scores[voice][name].value) for name in names]) for voice in voices]
     mean = np.mean(ranks, axis=0) if voices else np.full(len(names), (len(names) + 1) / 2)
-    low, high = _interval(names, [scores[voice] for voice in voices], mean)
-    places = [1 + int((mean < one).sum()) for one in mean]
+    ends = _intervals(names, [scores[voice] for voice in voices], mean)
+    best = np.argsort(mean, kind="stable").tolist()
     found = []
-    for i in np.argsort(mean, kind="stable"):
-        like = [names[k] for k in np.argsort(mean, kind="stable")
-                if k != i and (low is None or high is None or (low[i] <= high[k] and low[k] <= high[i]))]
-        ends = (None, None) if low is None or high is None else (float(low[i]), float(high[i]))
-        found.append(Standing(names[i], places[i], float(mean[i]), *ends, like))
+    for i in best:
+        like = [names[k] for k in best if k != i and (ends is None or (ends[0][i] <= ends[1][k] and ends[0][k] <= ends[1][i]))]
+        low, high = (None, None) if ends is None else (float(ends[0][i]), float(ends[1][i]))
+        found.append(Standing(names[i], 1 + int((mean < mean[i]).sum()), float(mean[i]), low, high, like))
     return found
 
 
-def _interval(names: Sequence[str], voices: Sequence[Mapping[str, Value]], mean: Array) -> tuple[Array | None, Array | None]:
-    """Ends of the intervals of the mean ranks, by the draws of those scores that have them for all."""
+def _intervals(names: Sequence[str], voices: Sequence[Mapping[str, Value]], mean: Array) -> tuple[Array, Array] | None:
+    """Lower and upper ends of the mean ranks, by the draws of those scores that have them for all; None where none has."""
     drawn = [voice for voice in voices if all(voice[name].draws for name in names)]
     if not drawn or len(names) < 2:
-        return None, None
+        return None
     count = len(drawn[0][names[0]].draws)
     ranks = np.array([[rank_down([voice[name].draws[i] for name in names]) for voice in drawn] for i in range(count)]).mean(axis=1)
     low, high = np.array([percentiles(own, LEVEL) for own in ranks.T]).T

@@ -29,7 +29,7 @@ EXAMPLES = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 done in part, 2 a mistake that the message explains, 130 stopped by the user."""
+    """Run one command; returns the exit code: 0 done, 1 in part, 2 a mistake that the message explains, 130 stopped by the user."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return run(words)
