@@ -42,6 +42,7 @@ def test_ranks_are_those_of_other_software() -> None:
     stats = pytest.importorskip("scipy.stats")
     values = RANDOM.integers(0, 4, size=12).astype(float)
     np.testing.assert_allclose(rank_down(values), stats.rankdata(-values))
+    assert rank_down([9 - 5e-15, 8.9, 9.0, 9 + 3e-15]).tolist() == [2.0, 4.0, 2.0, 2.0]
 
 
 def test_the_order_is_the_mean_rank_and_equal_ones_share_a_place() -> None:

@@ -99,6 +99,8 @@ def test_the_classifier_of_a_checkpoint_is_asked(tmp_path: Path) -> None:
     assert found.scores["leep"]["resnet"].value == pytest.approx(float(rank.leep(said, labels)), rel=1e-4)
     assert found.scores["nce"]["resnet"].value == pytest.approx(float(rank.nce(said.argmax(1), labels)))
     assert found.scores["leep"]["vit"].value is None and found.plain()["scores"]["leep"]["counts"] is False
+    page = compose(found.plain())
+    assert "no voice" in page and "leep of vit, nce of vit: the checkpoint holds no classifier" in page
     assert found.seen["resnet"]["source_classes"]["count"] == 7 and found.seen["vit"]["source_classes"] is None
     between = rank.models({"resnet": folders["resnet"]}, data, source=pictures(), **{**FEW, "scores": ["otce", "ped"]})
     assert between.scores["otce"]["resnet"].value == pytest.approx(0.0, abs=1e-9)  # of itself: every row is its own match
@@ -172,11 +174,11 @@ def test_the_files_and_the_command(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "mean rank" in said.out and str(out / "ranking.html") in said.out and "was left out" in said.out
     held = json.loads((out / "ranking.json").read_text())
     assert {m["name"] for m in held["models"]} == {str(first), str(other)} and list(held["failed"]) == [str(tmp_path / "none")]
-    assert held["scores"]["logme"]["counts"] and not held["scores"]["nce"]["counts"] and held["data"]["rows"] == 36
+    assert held["scores"]["logme"]["counts"] and "no classifier" in held["left_out"]["nce"] and held["data"]["rows"] == 36
     for value in held["scores"]["logme"]["values"].values():
         assert value["low"] <= value["value"] <= value["high"] and value["rank"] in (1.0, 1.5, 2.0)
     page = (out / "ranking.html").read_text()
-    assert "<b>other" not in page and "http" not in page.replace("http-equiv", "") and "Left out" in page and "no voice" in page
+    assert "<b>other" not in page and "http" not in page.replace("http-equiv", "") and "Left out" in page
     assert sorted(path.name for path in out.iterdir()) == ["ranking.html", "ranking.json"]
     assert main(words) == 2 and "overwrite" in capsys.readouterr().err
     assert main([*words[:2], str(first), *words[3:], "--overwrite", "--json"]) == 0

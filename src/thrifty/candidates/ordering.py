@@ -17,6 +17,8 @@ from thrifty.candidates.scoring import LEVEL, Value
 from thrifty.evaluate.intervals import percentiles
 from thrifty.rank.reading import Array
 
+ROUNDING = 1e-9  # of the largest value
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -32,9 +34,19 @@ class Standing:
 
 
 def rank_down(values: Sequence[float]) -> Array:
-    """Ranks of ``values`` [M], 1 for the highest; equal ones share the mean of theirs."""
+    """Ranks of ``values`` [M], 1 for the highest; equal ones share the mean of theirs.
+
+    Those that differ by rounding are equal: a score at the end of its range, as several are where there are more dimensions than
+    rows, would rank by the last bits otherwise.
+    """
     held = np.asarray(values, dtype=np.float64)
-    return np.array([(held > one).sum() + ((held == one).sum() + 1) / 2 for one in held])
+    down = np.argsort(-held, kind="stable")
+    steps = -np.diff(held[down]) > ROUNDING * np.abs(held).max()
+    group = np.concatenate([[0], np.cumsum(steps)])
+    sizes = np.bincount(group)
+    ranks = np.empty(len(held))
+    ranks[down] = (np.cumsum(sizes) - (sizes - 1) / 2)[group]
+    return ranks
 
 
 def counted(scores: Mapping[str, Mapping[str, Value]]) -> list[str]:

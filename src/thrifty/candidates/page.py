@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from thrifty.candidates.words import between, rule, shown, verdicts, warnings
+from thrifty.candidates.words import between, call, rule, shown, verdicts, warnings
 from thrifty.report import numbers
 from thrifty.report.document import document
 from thrifty.report.forest import Line, forest
@@ -28,29 +28,39 @@ def _headline(ranking: Plain) -> str:
     return (f'<h1>{len(ranking["models"])} models <small>for</small> {text(data["name"])}</h1>'
             f'<p class="about">{numbers.count(data["rows"])} of {numbers.count(data["of"])} training rows with {kinds}; validation '
             f"and test rows were not looked at, and nothing was tuned.<br>{text(rule(ranking))}</p>"
-            f'<div class="result"><div class="big"><b>{text(ranking["models"][0]["name"], 14)}</b><span>best mean rank</span></div>'
-            f"{_forest(ranking)}</div>"
+            f'<div class="result">{_best(ranking)}{_forest(ranking)}</div>'
             f'<ul class="verdict">{said}</ul>'
             + (f'<div class="warnings" role="note"><h2>{head}</h2><ul>{wary}</ul></div>' if wary else ""))
 
 
+def _best(ranking: Plain) -> str:
+    best, voices = ranking["models"][0], sum(score["counts"] for score in ranking["scores"].values())
+    name = text(call(ranking)[best["name"]])
+    return (f'<div class="big"><b>{best["mean_rank"]:.2f}</b><span><strong>{name}</strong>, mean rank over {voices} scores<br>'
+            "1 is first in all of them</span></div>")
+
+
 def _forest(ranking: Plain) -> str:
-    best = ranking["models"][0]
+    best, called = ranking["models"][0], call(ranking)
     alike = {best["name"], *best["like"]}
-    return forest([Line("mine" if m["name"] in alike else "other", m["name"], m["mean_rank"], m["low"], m["high"],
+    return forest([Line("mine" if m["name"] in alike else "other", called[m["name"]], m["mean_rank"], m["low"], m["high"],
                         f"{m['mean_rank']:.2f}", between(m["low"], m["high"])) for m in ranking["models"]])
 
 
 def _scores(ranking: Plain) -> str:
-    names = [m["name"] for m in ranking["models"]]
+    called, names = call(ranking), [m["name"] for m in ranking["models"]]
     rows = [[_name(name, score), *(_cell(score["values"][model]) for model in names), text(score["foretold"])]
             for name, score in ranking["scores"].items()]
-    why = [f"{name}, {model}: {value['why']}" for name, score in ranking["scores"].items()
-           for model, value in score["values"].items() if value["why"]]
-    body = table(["", *map(text, names), "foretold"], rows)
+    why: dict[str, list[str]] = {}
+    for name, score in ranking["scores"].items():
+        for model, value in score["values"].items():
+            if value["why"]:
+                why.setdefault(value["why"], []).append(f"{name} of {called[model]}")
+    body = table(["", *map(text, called.values()), "foretold"], rows)
     starred = note("* No better than ranking by size alone, where that was measured.") if any(
         score["beats_size"] is False for score in ranking["scores"].values()) else ""
-    without = "<ul>" + "".join(f"<li>{note(text(words))}</li>" for words in why) + "</ul>" if why else ""
+    without = "".join(note(f"No number, or no interval, for {text(', '.join(which))}: {text(words)}")
+                      for words, which in why.items())
     remark = ("Higher is better, always. Behind each value half of its 95 % interval, which comes from halves of the rows, and the "
               "rank it gives. The last column says what the score foretold elsewhere.")
     return section("Every score", remark, f"{body}{starred}{without}")
@@ -70,9 +80,10 @@ def _cost(ranking: Plain) -> str:
     planned = any("cost" in m for m in ranking["models"])
     head = ["", "parameters", "features", "weights", "memory at most", "to load", "to see all rows",
             *(["to tune", "memory to tune"] if planned else [])]
-    rows = [[text(m["name"]), "–" if m["parameters"] is None else numbers.short(m["parameters"]), numbers.count(m["dimension"]),
-             _size(m["bytes"]), _size(m["peak"]["peak_bytes"]), numbers.seconds(m["seconds"]["load"]),
-             numbers.seconds(m["seconds"]["features"]) + (" <small>found</small>" if m["reused"] else ""), *_plan(m, planned)]
+    called = call(ranking)
+    rows = [[text(called[m["name"]]), "–" if m["parameters"] is None else numbers.short(m["parameters"]),
+             numbers.count(m["dimension"]), _size(m["bytes"]), _size(m["peak"]["peak_bytes"]),
+             numbers.seconds(m["seconds"]["load"]), numbers.seconds(m["seconds"]["features"]) + (" <small>found</small>" if m["reused"] else ""), *_plan(m, planned)]
             for m in ranking["models"]]
     remark = ("Memory is the most that the process had held by then, this model and those before it. Features are kept: the next "
               "ranking of the same rows finds them.")

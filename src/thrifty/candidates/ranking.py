@@ -101,7 +101,11 @@ def rank(models: Any, data: Any, *, task: str | None = None, columns: Mapping[st
     found: Scores = {}
     for entry in chosen:
         began = time.monotonic()
-        found[entry.name] = measure(entry, seen, question)
+        values = measure(entry, seen, question)
+        if any(one.value is not None for one in values.values()):
+            found[entry.name] = values
+        else:
+            left_out[entry.name] = values[seen[0].name].why
         say(f"{entry.name}: {time.monotonic() - began:.1f} s")
     about = {one.name: one.about for one in seen}
     for candidate in candidates:

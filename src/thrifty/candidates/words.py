@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from thrifty.report import numbers
+from thrifty.report.headline import brief
 
 Plain = Mapping[str, Any]
 
@@ -21,12 +22,19 @@ def verdicts(ranking: Plain) -> list[tuple[str, str]]:
     models = ranking["models"]
     if len(models) < 2:
         return [("equal", "There is only one model, so there is nothing to choose.")]
-    first = models[0]
+    first, called = models[0], call(ranking)
+    name = called[first["name"]]
     if not first["like"]:
-        return [("better", f"{first['name']} comes first, and can be told apart from all others on these rows.")]
-    if len(first["like"]) == len(models) - 1:
-        return [("equal", f"{first['name']} has the best mean rank, but cannot be told apart from any other on these rows.")]
-    return [("equal", f"{first['name']} has the best mean rank, but cannot be told apart from {', '.join(first['like'])}.")]
+        return [("better", f"{name} comes first, and can be told apart from all others on these rows.")]
+    others = "any other" if len(first["like"]) == len(models) - 1 else ", ".join(called[other] for other in first["like"])
+    return [("equal", f"{name} has the best mean rank, but cannot be told apart from {others} on these rows.")]
+
+
+def call(ranking: Plain) -> dict[str, str]:
+    """What the models are called in tables: the last part of a path, unless two end alike."""
+    names = [m["name"] for m in ranking["models"]]
+    short = [brief(name) for name in names]
+    return {name: one if short.count(one) == 1 else name for name, one in zip(names, short, strict=True)}
 
 
 def warnings(ranking: Plain) -> list[str]:
@@ -34,6 +42,8 @@ def warnings(ranking: Plain) -> list[str]:
     said = [f"{name} was left out: {why}" for name, why in ranking["failed"].items()]
     if ranking["record"] == "not measured":
         said.append("How well these scores foretell accuracies was not measured in this copy of thrifty.")
+    if even := [name for name, score in ranking["scores"].items() if score["counts"] and is_even(score)]:
+        said.append(f"The same for all models, up to rounding, and so without a say: {', '.join(even)}.")
     weak = [name for name, score in ranking["scores"].items() if score["beats_size"] is False]
     if weak:
         said.append(f"No better than ranking by size alone, where that was measured: {', '.join(weak)}.")
@@ -46,16 +56,23 @@ def warnings(ranking: Plain) -> list[str]:
 
 def table(ranking: Plain) -> str:
     """The whole ranking as text."""
-    heads = ("place", "model", "mean rank", "interval", "like", "parameters", "D", "features")
-    rows = [(str(m["place"]), m["name"], f"{m['mean_rank']:.2f}", between(m["low"], m["high"]), str(len(m["like"])) or "",
+    called, places = call(ranking), {m["name"]: str(m["place"]) for m in ranking["models"]}
+    heads = ("place", "model", "mean rank", "interval", "not told apart from", "parameters", "D", "features")
+    rows = [(str(m["place"]), called[m["name"]], f"{m['mean_rank']:.2f}", between(m["low"], m["high"]),
+             ", ".join(places[name] for name in m["like"]) or "–",
              "–" if m["parameters"] is None else numbers.short(m["parameters"]), str(m["dimension"]),
              numbers.seconds(m["seconds"]["features"])) for m in ranking["models"]]
     names = [m["name"] for m in ranking["models"]]
     below = [(mark(name, score), *(shown(score["values"][model]) for model in names), score["foretold"])
              for name, score in ranking["scores"].items()]
-    parts = [align(heads, rows), "", align(("score", *names, "foretold"), below), "", *(words for _, words in verdicts(ranking)),
-             rule(ranking), *warnings(ranking)]
-    return "\n".join(parts)
+    said = [words for _, words in verdicts(ranking)]
+    return "\n".join([align(heads, rows), "", align(("score", *called.values(), "foretold"), below), "", *said, rule(ranking),
+                      *warnings(ranking)])
+
+
+def is_even(score: Plain) -> bool:
+    """Whether a score ranks nobody before anybody."""
+    return len({value["rank"] for value in score["values"].values()}) == 1 < len(score["values"])
 
 
 def mark(name: str, score: Plain) -> str:
@@ -73,7 +90,7 @@ def shown(value: Plain) -> str:
     if value["value"] is None:
         return "–"
     half = "" if value["low"] is None else f" ± {(value['high'] - value['low']) / 2:.2g}"
-    return f"{value['value']:.4g}{half} ({value['rank']:g})"
+    return f"{value['value']:.4g}{half} ({value['rank']:g})".replace("-", "−")
 
 
 def align(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
