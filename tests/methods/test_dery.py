@@ -201,7 +201,8 @@ def test_the_whole_search_keeps_its_limits_and_repeats(search_by: str) -> None:
 
 @pytest.mark.parametrize(("assembly", "error", "said"), [
     (["d[0:2]"], NoSuchSetting, r"'d\[0:2\]' names no piece.*Known: a, b, c"), (["a[0:9]"], NoSuchSetting, r"has \[0:4\]"),
-    (["a[2:2]"], NoSuchSetting, "names no blocks"), (["a"], NoSuchSetting, "names no piece"),
+    (["a[2:2]"], NoSuchSetting, "names no blocks"),
+    (["a[0:2]", "a[1:3]"], NoSuchSetting, r"'a\[1:3\]' and 'a\[0:2\]' have blocks"), (["a"], NoSuchSetting, "names no piece"),
     (["c[0:1]", "a[0:1]"], Unfit, r"'a\[0:1\]' is made of convolutions and cannot follow 'c\[0:1\]'")])
 def test_pieces_that_there_are_not(assembly: list[str], error: type[ThriftyError], said: str) -> None:
     zoo = three()

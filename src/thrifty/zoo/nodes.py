@@ -67,20 +67,19 @@ def read_chain(trunk: Trunk, i: int, batches: Sequence[Tensor]) -> Chain:
     if not paths:
         raise Unfit(f"{name!r} ({type(base).__name__}) has no blocks that could be cut out of it")
     looks = [Look(base.get_submodule(path), path, name) for path in paths]
-    parts: list[list[Look]] = []
+    order: list[Look] = []
     try:
         for number, pixels in enumerate(batches):
-            order: list[Look] = []
+            order = []
             for look in looks:
                 look.begin(order, count=number == 0)
             run_once(Alone(trunk, i), (pixels,))
-            parts.append(order)
             refuse_repeats(order, looks)
     finally:
         for look in looks:
             look.end()
-    chain, places = Chain(), [f"trunk.{path_of(i)}.{look.path}" for look in parts[0]]
-    for look, path, following in zip(parts[0], places, [*places[1:], ""], strict=True):
+    chain, places = Chain(), [f"trunk.{path_of(i)}.{look.path}" for look in order]
+    for look, path, following in zip(order, places, [*places[1:], ""], strict=True):
         entering, leaving = (torch.cat(side) for side in (look.entering, look.leaving))
         chain.nodes.append(Node(path, i, look.tokens, entering.shape[1], leaving.shape[1], look.side, following))
         chain.entering.append(entering)

@@ -126,9 +126,9 @@ def name_blocks(chains: Sequence[Chain], names: Sequence[str], assembly: Sequenc
     """The pieces that ``assembly`` names, one for each stage.
 
     Raises:
-        NoSuchSetting: there is no such model, or it has no such blocks.
+        NoSuchSetting: there is no such model, or it has no such blocks, or another piece has one of them already.
     """
-    found = []
+    found: list[Block] = []
     for stage, said in enumerate(assembly):
         match = PIECE.fullmatch(said.strip())
         if match is None or match[1] not in names:
@@ -137,7 +137,10 @@ def name_blocks(chains: Sequence[Chain], names: Sequence[str], assembly: Sequenc
         which, lo, hi = list(names).index(match[1]), int(match[2]), int(match[3])
         if not lo < hi <= len(chains[which].nodes):
             raise NoSuchSetting(f"assembly: {said!r} names no blocks of {match[1]!r}, which has [0:{len(chains[which].nodes)}]")
-        found.append(make_block(chains[which], match[1], stage, stage, lo, hi))
+        block = make_block(chains[which], match[1], stage, stage, lo, hi)
+        if other := next((one for one in found if set(one.nodes) & set(block.nodes)), None):
+            raise NoSuchSetting(f"assembly: {said!r} and {other.name!r} have blocks in common, and each is there once")
+        found.append(block)
     return found
 
 
