@@ -23,10 +23,10 @@ _WHERE = {
                     "composition"),
     "tune": "train", "in_context": "train", "ThriftyError": "core.errors",
 }
-_ROOMS = ("rank",)  # of plain functions, called by their own names: thrifty.rank.logme
+_ROOMS = ("navigation", "rank")  # called by their own names: thrifty.rank.logme
 
 if TYPE_CHECKING:
-    from . import rank
+    from . import navigation, rank
     from .artifact import fingerprint, load, save
     from .composition import Average, Fuse, Parallel, Rows, Split, Stack, combine, compose, swap
     from .core import Attachment, Edit, Method, Site, add_tasks, attach, attachments, register, sites, task

@@ -83,6 +83,11 @@ GOLDEN: dict[str, dict[str, int]] = {
     # Four stages of one block; the stem's convolution and one before each of the last three stages.
     "timm_convnext": {"model": 1, "block": 4, "mlp": 4, **_times(FEED, 2), "conv": 4 + 1 + 3, "norm": 4 + 1 + 3, "head": 2},
     "open_clip": {**TOWERS, "embed": 1, "patch": 1, "norm": 8 + 3},
+    # Two layers of BERT for language and one for panoramas; two in which streams meet, each a layer per stream and one attention.
+    "agent": {"model": 1, "block": 5, "cross": 2, "after.cross": 2, "norm.cross": 2,
+              **dict.fromkeys(("attn", "after.attn", "norm.attn", "mlp.in", "mlp.out", "after.mlp", "norm.mlp"), 3 + 2 * 2),
+              **dict.fromkeys(("attn.q", "attn.k", "attn.v", "attn.o"), 3 + 2 * 2 + 2), "head": 3, "embed": 1, "position": 1,
+              "embedding": 4, "linear": 2 * 3, "norm": 1 + 1 + 1 + 2 * 3},  # types, kinds, steps; an image and an angle, thrice
     "encoder": POST_NORM,
     "encoder_norm_first": {**BLOCK, "norm": 4},
     "attender": {"model": 1, "attn": 1, "attn.q": 1, "attn.k": 1, "attn.v": 1, "attn.o": 1, "embed": 1, "norm": 1, "head": 1},
@@ -120,6 +125,7 @@ PATHS: dict[str, tuple[str, dict[str, str]]] = {  # one block: role (or roles, f
     "distilbert": ("distilbert.transformer.layer.1", {
         "attn.q": "attention.q_lin", "attn.k": "attention.k_lin", "attn.v": "attention.v_lin", "attn.o": "attention.out_lin",
         "mlp.in": "ffn.lin1", "mlp.out": "ffn.lin2", "norm.attn": "sa_layer_norm", "norm.mlp": "output_layer_norm"}),
+    "agent": ("language.layer.1", _HF_BERT),
     "mpnet": ("mpnet.encoder.layer.1", {**_HF_BERT, "attn.q": "attention.attn.q", "attn.k": "attention.attn.k",
                                         "attn.v": "attention.attn.v", "attn.o": "attention.attn.o",
                                         "norm.attn": "attention.LayerNorm", "after.attn": "attention.dropout"}),

@@ -91,6 +91,7 @@ REFUSED: dict[tuple[str, str], type[ThriftyError]] = {
     **{(m, "resnet"): NoSuchSite for m in ("llama-adapter", "llama-adapter-v2", "vl-adapter")},  # no attention
     ("vl-pet", "resnet"): Unfit,  # its blocks have no norm in front of each half
     **{("ip-adapter", b): Unfit for b in BACKBONES},  # they draw no pictures
+    **{("vln-petl", b): Unfit for b in BACKBONES},  # they walk nowhere
 }
 CONVOLUTIONS = {"where": "conv"}
 LORA = {"resnet": CONVOLUTIONS, "timm_resnet": CONVOLUTIONS, "convolver": CONVOLUTIONS, "convnext": {"where": "mlp.*"},

@@ -57,6 +57,12 @@ FAMILIES: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (  # class of th
     (r"^(Block|LayerScaleBlock|ParallelScalingBlock|SwinTransformerBlock|ResPostBlock)$", (  # timm
         (r"^attn\.proj_drop$", "after.attn"), (r"^mlp\.drop2$", "after.mlp"))),
     (r"^(Swinv2Layer|SwinTransformerV2Block|ResPostBlock)$", ((r"^(layernorm_before|layernorm_after|norm[12])$", "norm.branch"),)),
+    (r"^CrossLayer$", (  # two streams, each a layer of BERT, and an attention between them
+        (r"^(language|vision)\.attention\.self$", "attn"), (r"^(language|vision)\.attention$", ""),
+        (r"\.attention\.output\.dropout$", "after.attn"), (r"^(language|vision)\.output\.dropout$", "after.mlp"),
+        (r"\.attention\.output\.LayerNorm$", "norm.attn"), (r"^(language|vision)\.output\.LayerNorm$", "norm.mlp"),
+        (r"^cross_attn\.output\.dense$", "attn.o"), (r"^cross_attn\.output\.dropout$", "after.cross"),
+        (r"^cross_attn\.output\.LayerNorm$", "norm.cross"))),
     (r"Bottle[nN]eck|BasicBlock|^ResNet", ((r"", "by type"),)),  # their fc1 or attn squeezes channels
 )
 

@@ -98,6 +98,7 @@ from .vdp import VDP
 from .vera import VeRA
 from .vl_adapter import VLAdapter
 from .vl_pet import VLPET
+from .vln_petl import VLNPETL
 from .vpt import VPT
 from .vpt_pad import VPTPad
 from .vqt import VQT
@@ -200,6 +201,7 @@ __all__ = [  # one a line, so that two new methods do not meet
     "VDP",
     "VeRA",
     "VLAdapter",
+    "VLNPETL",
     "VLPET",
     "VPT",
     "VPTPad",

@@ -19,6 +19,7 @@ AUTO = {
     "image-classification": "AutoModelForImageClassification",
     "contrastive": "AutoModel",
 }
+OWN = ("navigation",)  # tasks whose models are not of transformers
 WRITERS = ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM")  # they rank choices without a form of their own for them
 GENERATION = ("causal-generation", "seq2seq-generation")
 LIKELIHOOD = (*GENERATION, "masked-language")  # judged by how likely the text is; the head is the pretrained one
@@ -33,8 +34,8 @@ def check_task(task: str, labels: Sequence[str] | None) -> None:
 
     Raises: NoSuchSetting, BadData.
     """
-    if task not in AUTO:
-        raise NoSuchSetting(f"task {task!r} is unknown.{nearest(task, AUTO)}")
+    if task not in AUTO and task not in OWN:
+        raise NoSuchSetting(f"task {task!r} is unknown.{nearest(task, [*AUTO, *OWN])}")
     if task in LABELLED:
         if labels is None or len(labels) < 2:
             raise BadData(f"{task} needs at least two labels, got {None if labels is None else list(labels)}.")

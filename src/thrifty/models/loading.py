@@ -42,6 +42,10 @@ def load(name: str, task: str, labels: Sequence[str] | None = None, *, dtype: st
     """
     check_task(task, labels)
     number = _dtype(dtype)
+    if task == "navigation":
+        from thrifty.navigation.saving import load_agent
+
+        return load_agent(Path(name).expanduser(), seed=seed)
     if name.startswith("timm:"):
         from thrifty.models.from_timm import load_timm
 

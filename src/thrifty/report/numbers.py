@@ -4,11 +4,12 @@ from __future__ import annotations
 import re
 
 GAP = "\u00a0"
-_FRACTIONS = {"accuracy", "f1", "precision", "recall", "match", "share"}
+_FRACTIONS = {"accuracy", "f1", "precision", "recall", "match", "share", "success", "spl"}
 _TITLES = {"f1": "F1", "matthews": "Matthews correlation", "mcc": "Matthews correlation", "pearson": "Pearson correlation",
            "spearman": "Spearman correlation", "mse": "mean squared error", "rmse": "root mean squared error",
            "mae": "mean absolute error", "bleu": "BLEU", "chrf": "chrF", "cider": "CIDEr", "nll": "NLL", "ece": "ECE", "r2": "R²",
-           "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougel": "ROUGE-L", "rougelsum": "ROUGE-Lsum"}
+           "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougel": "ROUGE-L", "rougelsum": "ROUGE-Lsum",
+           "spl": "SPL", "ndtw": "nDTW", "sdtw": "SDTW", "cls": "CLS"}
 
 
 def count(n: int) -> str:

@@ -28,6 +28,7 @@ PARTS: dict[str, list[Part]] = {
     "causal-generation": [written],
     "seq2seq-generation": [written],
     "masked-language": [written],
+    "navigation": [written],
 }
 
 

@@ -21,6 +21,7 @@ _CLASSES = {
     "masked-language": "MaskedLanguage",
     "image-classification": "ImageClassification",
     "contrastive": "Contrastive",
+    "navigation": "Navigation",
 }
 
 

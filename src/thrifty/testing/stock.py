@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from ..clip import ImageTextModel
 from ..core.errors import Missing
 from ..core.hooks import main
+from ..navigation.agent import Agent
+from ..navigation.config import AgentConfig
 from .zoo import HUGGING_FACE
 
 TIMM: dict[str, tuple[str, dict[str, Any]]] = {
@@ -87,6 +89,8 @@ def build(name: str) -> tuple[nn.Module, str, Callable[[Any], Tensor]]:
     """
     if name == "image_text":
         return _image_text(), "pictures", main
+    if name == "agent":
+        return Agent(AgentConfig(**AGENT)), "walk", read_options
     if name in TORCH:
         make, kind = TORCH[name]
         return make(), kind, main
@@ -103,6 +107,15 @@ def build(name: str) -> tuple[nn.Module, str, Callable[[Any], Tensor]]:
     vision = open_clip.model.CLIPVisionCfg(layers=2, width=16, head_width=8, patch_size=8, image_size=32)
     text = open_clip.model.CLIPTextCfg(context_length=16, vocab_size=64, width=16, heads=2, layers=2)
     return open_clip.model.CLIP(16, vision, text), "towers", read_towers
+
+
+AGENT: dict[str, Any] = {"vocabulary": 64, "width": 16, "heads": 2, "hidden": 32, "language_layers": 2, "panorama_layers": 1,
+                         "cross_layers": 2, "features": 6, "fixed_language": False, "fixed_history": False}
+
+
+def read_options(out: Tensor) -> Tensor:
+    """The logits of an agent, with zeros in the place of those of options that cannot be taken."""
+    return out.masked_fill(out.isneginf(), 0.0)
 
 
 def _image_text() -> nn.Module:

@@ -20,6 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core.errors import Missing, NoSuchSetting, nearest
 from ..core.hooks import main
+from ..navigation.agent import Agent
+from ..navigation.config import AgentConfig
 from . import stock
 from .zoo import HUGGING_FACE
 
@@ -66,7 +68,7 @@ class Tiny:
         return Tiny(self.name, copy.deepcopy(self.model).to(dtype), example, self.logits)
 
 
-NAMES: tuple[str, ...] = (*HUGGING_FACE, *stock.TIMM, "open_clip", "image_text", *stock.TORCH)
+NAMES: tuple[str, ...] = (*HUGGING_FACE, *stock.TIMM, "open_clip", "image_text", "agent", *stock.TORCH)
 
 
 @cache
@@ -128,5 +130,6 @@ def _example(kind: str) -> Example:
         "towers": lambda: (image, torch.cat([ids, ids, torch.full((2, 2), 63)], 1)),
         "sequence": lambda: {"src": torch.randn(2, 7, 16), "src_key_padding_mask": mask == 0},
         "tokens": lambda: (ids, mask == 0),
+        "walk": lambda: Agent(AgentConfig(**stock.AGENT)).example(),
     }
     return kinds[kind]()

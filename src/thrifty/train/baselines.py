@@ -16,7 +16,7 @@ from thrifty.train.training import Material
 
 MAJORITY = {"several": "answers that never look at the input",
             "regression": "the mean of the training targets", "token-classification": "the most frequent tag",
-            "multiple-choice": "the place that is right most often"}
+            "multiple-choice": "the place that is right most often", "navigation": "staying at the start"}
 TITLES = {"linear": "frozen features with a linear head", "untrained": "the same model before training",
           "zero-shot": "the same model without demonstrations"}
 Answers = list[dict[str, Any]]

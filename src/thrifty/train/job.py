@@ -41,7 +41,7 @@ from thrifty.train.rates import head_of
 from thrifty.train.settings import Settings
 from thrifty.train.training import Material, Training
 
-LIMITS = ("max_length", "max_new_tokens", "templates", "metric", "augment")  # settings that are a task's
+LIMITS = ("max_length", "max_new_tokens", "templates", "metric", "augment", "max_steps", "feedback")  # settings that are a task's
 
 
 @dataclass

@@ -35,6 +35,9 @@ class Settings:
         "auto", "with a format, how answers are found: written, or ranked by likelihood (its sum, or mean per token)")
     templates: str | None = said(None, "of an image-text model: sentences with {} where the class goes, separated by |; or the "
                                        "name of a list, such as clip-7 (default: a photo of a {}.)")
+    max_steps: int | None = said(None, "of navigation: decisions after which a walk ends (default: 15)")
+    feedback: Literal["teacher", "student", "both"] | None = said(
+        None, "of navigation: training walks along the given paths, where the agent itself would go, or both (default: teacher)")
     metric: str | dict[str, Any] | None = said(None, "validation metric that decides when to stop and what to keep. Of several "
                                                      "datasets: name=metric pairs; the mean of them decides")
     temperature: float | None | Literal["equal", "annealed"] = said(
@@ -80,7 +83,7 @@ class Settings:
             object.__setattr__(self, "temperature", "equal")
         heat = self.temperature
         need(heat is None or isinstance(heat, str) or heat >= 1, "temperature", heat, "at least 1, equal or annealed")
-        for name in ("limit", "shots", "max_new_tokens", "cap"):
+        for name in ("limit", "shots", "max_new_tokens", "max_steps", "cap"):
             need(getattr(self, name) is None or getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("epochs", "rate", "head_rate", "clip", "evaluations"):
             need(getattr(self, name) is None or 0 < getattr(self, name) < float("inf"), name, getattr(self, name), "positive")
