@@ -35,15 +35,39 @@ def read(source: str | os.PathLike[str], *, train: str = SPLITS["train"], valida
     folder = Path(source).expanduser()
     world = read_world(folder, context)
     files = {split: find_split(folder, name) for split, name in (("train", train), ("validation", validation), ("test", test))}
-    parts = {split: read_episodes(file) for split, file in files.items()}
-    for split, episodes in parts.items():
-        for episode in episodes:
-            try:
-                world.check(episode)
-            except BadData as error:
-                raise BadData(f"{files[split]}: {error}") from None
+    parts = {split: read_walks(file, world) for split, file in files.items()}
     tables = {split: tabulate(world, episodes) for split, episodes in parts.items()}
     return Dataset(tables, dict(COLUMNS), "navigation", None, describe(folder, files, parts))
+
+
+def read_split(source: str | os.PathLike[str], name: str | None = None, context: bool = True) -> dict[str, list[Any]]:
+    """One file of walks, or the start of walks, as columns; ``name`` is what stands behind the last "_" of its name.
+
+    Raises:
+        BadData: as ``read``; or there are several files and no name.
+    """
+    folder = Path(source).expanduser()
+    world = read_world(folder, context)
+    files = sorted(folder.glob("*_*.json"))
+    if name is None and len(files) != 1:
+        raise BadData(f"{folder} holds {len(files)} files of walks ({', '.join(file.name for file in files)}): name one (--split)")
+    file = find_split(folder, name) if name is not None else files[0]
+    return tabulate(world, read_walks(file, world))
+
+
+def read_walks(file: Path, world: World) -> list[Episode]:
+    """The episodes of a file, all of which can be walked.
+
+    Raises:
+        BadData: the file is damaged, or one cannot.
+    """
+    episodes = read_episodes(file)
+    for episode in episodes:
+        try:
+            world.check(episode)
+        except BadData as error:
+            raise BadData(f"{file}: {error}") from None
+    return episodes
 
 
 def read_world(folder: Path, context: bool = True) -> World:

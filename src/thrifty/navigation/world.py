@@ -118,8 +118,8 @@ class World:
         return self.kept[scan, place]
 
     def _look(self, scan: str, place: Place) -> Observation:
-        base, seen = angles.heading_of(place.view), self.features.at(scan, place.viewpoint)
         found = self._bearings(scan, place.viewpoint)
+        base, seen = angles.heading_of(place.view), self.features.at(scan, place.viewpoint)
         turned = torch.tensor([angles.feature(heading - base, elevation) for _, heading, elevation in found])
         around = self.panoramas[place.view]
         used = {target.view for target, *_ in found}

@@ -31,6 +31,7 @@ class Navigation(Task):
     name = "navigation"
     scores = HIGHER
     defaults = {"max_length": 60, "max_steps": 15, "feedback": "teacher"}
+    wanders = True
     answers_untrained = True
 
     def __init__(self, backbone: Backbone, labels: Sequence[str] | None = None, **limits: Any) -> None:

@@ -58,6 +58,7 @@ class Task(ABC):
         self.head = "head" if self.head_parameters else None
 
     has_head: ClassVar[bool] = True
+    wanders: ClassVar[bool] = False  # whether what the model sees next depends on its answers, so that nothing of it can be kept
     answers_untrained: ClassVar[bool] = False  # whether the model's answers mean something before anything has trained
 
     @abstractmethod

@@ -27,6 +27,10 @@ def read_inputs(source: Any, task: str, columns: Mapping[str, str], split: str |
     Raises:
         BadData: a column is missing, a row cannot be used, or there are several splits and none was named.
     """
+    if task == "navigation":
+        from thrifty.navigation.reading import read_split
+
+        return read_split(source, split)
     if task == "image-classification" and split is None and (pictures := loose_pictures(source)):
         return {"image": pictures}
     rows = choose_split(open_source(source).splits, split)

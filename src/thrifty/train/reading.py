@@ -59,9 +59,9 @@ def read_one(data: Any, settings: Settings, model: Any) -> Dataset:
             raise NoSuchSetting("the data was read already: read it with shots=, or give tune its source")
         return data
     if settings.task == "navigation":
-        from thrifty.navigation.reading import read as read_walks
+        from thrifty import navigation
 
-        return read_walks(data)
+        return navigation.read(data)
     if settings.format is None and (settings.words is not None or settings.answer != "auto"):
         raise NoSuchSetting(f"{'words' if settings.words is not None else 'answer'} is a setting of formats: give one (--format)")
     dataset = read(data, task=settings.task, columns=settings.columns, seed=settings.split_seed, allow_leak=settings.allow_leak,

@@ -36,7 +36,7 @@ class Settings:
     templates: str | None = said(None, "of an image-text model: sentences with {} where the class goes, separated by |; or the "
                                        "name of a list, such as clip-7 (default: a photo of a {}.)")
     max_steps: int | None = said(None, "of navigation: decisions after which a walk ends (default: 15)")
-    feedback: Literal["teacher", "student", "both"] | None = said(
+    feedback: None | Literal["teacher", "student", "both"] = said(
         None, "of navigation: training walks along the given paths, where the agent itself would go, or both (default: teacher)")
     metric: str | dict[str, Any] | None = said(None, "validation metric that decides when to stop and what to keep. Of several "
                                                      "datasets: name=metric pairs; the mean of them decides")

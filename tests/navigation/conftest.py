@@ -1,0 +1,8 @@
+"""The small models live beside the tests of the methods."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "methods"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
