@@ -37,18 +37,22 @@ def features() -> dict[str, torch.Tensor]:
             for number, name in enumerate(PLACES) if name != "closed"}
 
 
-def episodes() -> list[dict[str, Any]]:
-    """Two paths, one with two instructions."""
-    return [{"distance": 11.0, "scan": "home", "path_id": 7, "path": ["w", "c", "n"], "heading": 1.6,
+STARTS = {"train": "", "val_seen": "Now ", "val_unseen": "Please "}
+
+
+def episodes(split: str = "train") -> list[dict[str, Any]]:
+    """Two paths, one with two instructions; in each split they begin otherwise."""
+    rows = [{"distance": 11.0, "scan": "home", "path_id": 7, "path": ["w", "c", "n"], "heading": 1.6,
              "instructions": ["Walk to the hall, then turn left.", "Go north at the crossing."]},
             {"distance": 5.0, "scan": "home", "path_id": 8, "path": ["n", "c", "e"], "heading": 3.1,
              "instructions": ["Climb the stairs."]}]
+    return [{**row, "instructions": [STARTS[split] + text for text in row["instructions"]]} for row in rows]
 
 
 def write(folder: Path, **changes: Any) -> Path:
     """The whole folder; ``changes`` are the contents of files by their stems."""
     (folder / "connectivity").mkdir(parents=True, exist_ok=True)
-    files = {"R2R_train": episodes(), "R2R_val_seen": episodes(), "R2R_val_unseen": episodes(), **changes}
+    files = {**{f"R2R_{split}": episodes(split) for split in STARTS}, **changes}
     for name, rows in files.items():
         if name.startswith("R2R"):
             (folder / f"{name}.json").write_text(json.dumps(rows))

@@ -156,6 +156,9 @@ def test_saved_with_and_without_a_head(tmp_path: Path) -> None:
     (tmp_path / "whole" / "agent.json").write_text('{"width": 24, "heads": 2}')
     with pytest.raises(BrokenArtifact, match="does not fit agent.json"):
         load_agent(tmp_path / "whole")
+    (tmp_path / "headless" / "words.json").write_text('{"go": 1}')
+    with pytest.raises(BrokenArtifact, match="no list of at most 64 words"):
+        load_agent(tmp_path / "headless")
     with pytest.raises(BrokenArtifact, match="nowhere"):
         load_agent(tmp_path / "nowhere")
 

@@ -21,7 +21,7 @@ SHAPE = {"width": 32, "heads": 4, "hidden": 64, "language_layers": 1, "panorama_
 
 
 def words() -> Vocabulary:
-    said = [text for row in small_world.episodes() for text in row["instructions"]]
+    said = [text for split in small_world.STARTS for row in small_world.episodes(split) for text in row["instructions"]]
     return Vocabulary(" ".join(said).lower().replace(",", "").replace(".", "").split())
 
 
@@ -118,13 +118,15 @@ def test_the_main_job_from_folders(tmp_path: Path) -> None:
     assert "staying at the start" in str(run)
     held = thrifty.load(load(str(tmp_path / "agent"), "navigation").model, run.adapter)
     assert held.method is not None and held.method.name == "vln-petl"
+    with pytest.raises(NoSuchSetting, match="limit is about tables"):
+        thrifty.tune(str(tmp_path / "agent"), str(tmp_path / "walks"), out=tmp_path / "no", task="navigation", limit=3)
     with pytest.raises(Unfit, match="depends on what it answered before"):
         thrifty.tune(str(tmp_path / "agent"), str(tmp_path / "walks"), "linear-probe", tmp_path / "kept", task="navigation",
                      cache="still", progress=False)
     with pytest.raises(BadData, match="holds 3 files of walks .*name one"):
         predict(run.folder, str(tmp_path / "walks"))
     said = predict(run.folder, str(tmp_path / "walks"), split="val_unseen")
-    assert [one["input"] for one in said] == [text for row in small_world.episodes() for text in row["instructions"]]
+    assert [one["input"] for one in said] == [text for row in small_world.episodes("val_unseen") for text in row["instructions"]]
     assert [one["prediction"].split()[0] for one in said] == ["w", "w", "n"]
 
 
@@ -135,6 +137,8 @@ def test_a_made_up_world_is_that_of_its_seed(tmp_path: Path) -> None:
     assert len(files) == 3 + 3 + 1
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
     assert (tmp_path / "a" / "R2R_train.json").read_bytes() != (tmp_path / "c" / "R2R_train.json").read_bytes()
+    with pytest.raises(NoSuchSetting, match="walks=99: scan00 has only"):
+        make_world(tmp_path / "d", walks=99, side=2)
     data = read(tmp_path / "a")
     assert all(3 <= len(episode.path) <= 5 for episode in data.splits["train"]["episode"])
     assert "0 of 4 test episodes are in scans that training walks in." in data.record["decisions"]

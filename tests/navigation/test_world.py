@@ -182,6 +182,13 @@ def test_features_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "features.safetensors").write_bytes(b"no tensors")
     with pytest.raises(BadData, match="cannot be read"):
         read_features(tmp_path / "features.safetensors")
+    for made, said in ((b"", "cannot be read"), (b"PK", "cannot be read")):
+        (tmp_path / "features.npz").write_bytes(made)
+        with pytest.raises(BadData, match=said):
+            read_features(tmp_path / "features.npz")
+    np.savez(tmp_path / "words.npz", home_c=np.array(["no", "numbers"]))
+    with pytest.raises(BadData, match="'home_c' holds no numbers"):
+        read_features(tmp_path / "words.npz")
     with pytest.raises(BadData, match=".npz"):
         read_features(tmp_path / "features.hdf5")
 
@@ -216,6 +223,11 @@ def test_missing_files(tmp_path: Path) -> None:
     (folder / "R2R_val_seen.json").rename(folder / "val.json")
     with pytest.raises(BadData, match="val_seen"):
         read(folder)
+    with pytest.raises(BadData, match="a folder, and dict is none"):
+        read({})  # type: ignore[arg-type]
+    with pytest.raises(BadData, match="1 episodes .* lie in two splits, such as '8_0' of train and '8_0' of test"):
+        read(small_world.write(tmp_path, R2R_val_unseen=small_world.episodes()[1:]))
+    assert read(tmp_path, allow_leak=True).record["leaks"]["pairs"] == 1
     with pytest.raises(BadData, match="two episodes called '7_0'"):
         read(small_world.write(tmp_path, R2R_train=small_world.episodes()[:1] * 2))
     with pytest.raises(BadData, match="no path leads"):

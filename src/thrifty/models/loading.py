@@ -45,7 +45,7 @@ def load(name: str, task: str, labels: Sequence[str] | None = None, *, dtype: st
     if task == "navigation":
         from thrifty.navigation.saving import load_agent
 
-        return load_agent(Path(name).expanduser(), seed=seed)
+        return load_agent(Path(name).expanduser(), seed=seed, dtype=number)
     if name.startswith("timm:"):
         from thrifty.models.from_timm import load_timm
 

@@ -24,9 +24,6 @@ class Features:
             raise BadData(f"{place} holds no features")
         self.width = int(self._get(names[0]).shape[-1])
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.held
-
     def at(self, scan: str, viewpoint: str) -> Tensor:
         """float32 [36, width].
 
@@ -45,7 +42,10 @@ class Features:
         return found
 
     def _get(self, name: str) -> Tensor:
-        found = torch.as_tensor(self.held[name]).float()
+        try:
+            found = torch.as_tensor(self.held[name]).float()
+        except (ValueError, TypeError, OSError) as error:
+            raise BadData(f"{self.place}: {name!r} holds no numbers: {error}") from None
         if found.dim() != 2 or len(found) != VIEWS:
             raise BadData(f"{self.place}: {name!r} has the shape {list(found.shape)}, but a panorama is {VIEWS} views, "
                           f"[{VIEWS}, width]")
@@ -80,6 +80,8 @@ def read_features(file: Path) -> Features:
     Raises:
         BadData: it cannot be read, or is of another kind.
     """
+    from zipfile import BadZipFile
+
     import numpy as np
     from safetensors import SafetensorError
 
@@ -87,7 +89,7 @@ def read_features(file: Path) -> Features:
         raise BadData(f"{file}: features are read from .safetensors or .npz files")
     try:
         return Features(Tensors(file) if file.suffix == ".safetensors" else np.load(file, allow_pickle=False), str(file))
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, EOFError, ValueError, BadZipFile, SafetensorError) as error:
         if isinstance(error, BadData):
             raise
         raise BadData(f"{file} cannot be read: {error}") from None

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from thrifty.core.errors import NoSuchSetting
 from thrifty.navigation import angles
 from thrifty.navigation.episodes import Episode, write_episodes
 from thrifty.navigation.features import NAMES
@@ -34,6 +35,9 @@ def make_world(folder: Path, seed: int = 0, scans: int = 12, unseen: int = 4, wa
 
     Each scan is a grid of ``side`` × ``side`` rooms with some passages closed, and has ``walks`` of two to four steps. Of those in
     training scans each fourth belongs to ``val_seen``; all of those in unseen scans make ``val_unseen``.
+
+    Raises:
+        NoSuchSetting: a scan has fewer walks.
     """
     from safetensors.torch import save
 
@@ -97,15 +101,22 @@ def paint(graph: Graph, marks: dict[str, int], codes: Tensor, source: torch.Gene
 
 
 def tell(graph: Graph, marks: dict[str, int], walks: int, drawn: random.Random) -> list[Episode]:
-    """Walks along shortest paths of two to four steps, with an instruction each that names the landmarks on the way."""
+    """Different walks along shortest paths of two to four steps, with an instruction each that names the landmarks on the way.
+
+    Raises:
+        NoSuchSetting: the scan has fewer.
+    """
+    ends = [(start, goal) for start in graph.viewpoints for goal in graph.viewpoints]
+    drawn.shuffle(ends)
     found: list[Episode] = []
-    while len(found) < walks:
-        path = [drawn.choice(graph.viewpoints)]
-        goal = drawn.choice(graph.viewpoints)
+    for start, goal in ends:
+        path = [start]
         while path[-1] != goal:
             path.append(graph.towards(path[-1], goal))
-        if 3 <= len(path) <= 5:
+        if 3 <= len(path) <= 5 and len(found) < walks:
             stages = ", then the ".join(LANDMARKS[marks[room]] for room in path[1:])
             text = f"{drawn.choice(OPENINGS).capitalize()} the {stages}, and stop."
             found.append(Episode(f"{graph.scan}w{len(found)}_0", graph.scan, tuple(path), drawn.uniform(0, 6.28), text))
+    if len(found) < walks:
+        raise NoSuchSetting(f"walks={walks}: {graph.scan} has only {len(found)} of two to four steps; make its side longer")
     return found

@@ -19,7 +19,7 @@ CONNECTIVITY = "connectivity"
 
 
 def read(source: str | os.PathLike[str], *, train: str = SPLITS["train"], validation: str = SPLITS["validation"],
-         test: str = SPLITS["test"], context: bool = True) -> Dataset:
+         test: str = SPLITS["test"], context: bool = True, allow_leak: bool = False) -> Dataset:
     """What `thrifty.tune` and the task "navigation" take: ``source`` holds
 
         *_train.json, *_val_seen.json, *_val_unseen.json     R2R's episodes; one file for each split
@@ -27,17 +27,38 @@ def read(source: str | os.PathLike[str], *, train: str = SPLITS["train"], valida
         features.safetensors or features.npz                 [36, width] under "SCAN_VIEWPOINT"
 
     By default the best state is chosen on ``val_seen``, and ``val_unseen`` is the test split, which is read once: many published
-    numbers are of the split on which they were selected. ``context``: see `World`.
+    numbers are of the split on which they were selected. ``context``: see `World`. ``allow_leak``: go on although two splits have
+    an instruction for one path in common.
 
     Raises:
-        BadData: something is missing or damaged, or an episode cannot be walked; the message names it.
+        BadData: something is missing or damaged, two splits have something in common, or an episode cannot be walked; the message
+            names it.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise BadData(f"walks are read from a folder, and {type(source).__name__} is none")
     folder = Path(source).expanduser()
     world = read_world(folder, context)
     files = {split: find_split(folder, name) for split, name in (("train", train), ("validation", validation), ("test", test))}
     parts = {split: read_walks(file, world) for split, file in files.items()}
+    leaks = find_leaks(parts)
+    if leaks and not allow_leak:
+        raise BadData(f"{len(leaks)} episodes of {folder} lie in two splits, such as {leaks[0]}: the score would be too good. Take "
+                      "them out of one, or allow it (allow_leak)")
     tables = {split: tabulate(world, episodes) for split, episodes in parts.items()}
-    return Dataset(tables, dict(COLUMNS), "navigation", None, describe(folder, files, parts))
+    record = describe(folder, files, parts) | {"leaks": {"pairs": len(leaks), "examples": leaks[:5], "allowed": allow_leak}}
+    return Dataset(tables, dict(COLUMNS), "navigation", None, record)
+
+
+def find_leaks(parts: dict[str, list[Episode]]) -> list[str]:
+    """Episodes whose path and instruction are in another split too, as "'3_0' of train and '7_1' of test"."""
+    first: dict[tuple[str, tuple[str, ...], str], tuple[str, str]] = {}
+    found = []
+    for split, episodes in parts.items():
+        for one in episodes:
+            name, home = first.setdefault((one.scan, one.path, one.instruction), (one.name, split))
+            if home != split:
+                found.append(f"{name!r} of {home} and {one.name!r} of {split}")
+    return found
 
 
 def read_split(source: str | os.PathLike[str], name: str | None = None, context: bool = True) -> dict[str, list[Any]]:

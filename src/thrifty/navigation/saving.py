@@ -30,7 +30,7 @@ def save_agent(folder: Path, agent: Agent, words: Vocabulary | None = None, head
     write_json(folder / CONFIG, asdict(agent.config))
 
 
-def load_agent(folder: Path, tokenizer: Any = None, seed: int = 0) -> Backbone:
+def load_agent(folder: Path, tokenizer: Any = None, seed: int = 0, dtype: torch.dtype = torch.float32) -> Backbone:
     """The agent in a folder, in evaluation mode, with its vocabulary or another ``tokenizer``.
 
     A head that the folder does not hold is drawn under ``seed``; it then trains with every method.
@@ -59,5 +59,19 @@ def load_agent(folder: Path, tokenizer: Any = None, seed: int = 0) -> Backbone:
                              f"shape, such as {wrong[0]!r}")
     agent.load_state_dict(values, strict=False)
     new = [name for name in own if name not in values]
-    words = tokenizer if tokenizer is not None else Vocabulary(read_json(folder / WORDS))
-    return wrap(agent.eval(), words, new=new, name=str(folder))
+    words = tokenizer if tokenizer is not None else read_words(folder / WORDS, config.vocabulary)
+    return wrap(agent.eval().to(dtype), words, new=new, name=str(folder))
+
+
+def read_words(file: Path, most: int) -> Vocabulary:
+    """The vocabulary in a file.
+
+    Raises:
+        BrokenArtifact: it is no list of words, or has more than the ``most`` that the agent knows.
+    """
+    from thrifty.train.files import read_json
+
+    found = read_json(file)
+    if not isinstance(found, list) or not all(isinstance(word, str) for word in found) or len(found) > most:
+        raise BrokenArtifact(f"{file} is no list of at most {most} words, as the agent beside it knows")
+    return Vocabulary(found)

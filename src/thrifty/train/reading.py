@@ -45,6 +45,13 @@ def refuse_for_one(settings: Settings) -> None:
             raise NoSuchSetting(f"{name} is told for several datasets, {getattr(settings, name)!r}, but there is one")
 
 
+def refuse_for_walks(settings: Settings) -> None:
+    """Raises: NoSuchSetting for what has no meaning where data are walks."""
+    for name in ("columns", "limit", "shots", "format"):
+        if getattr(settings, name) is not None:
+            raise NoSuchSetting(f"{name} is about tables, and navigation reads walks: leave it away")
+
+
 def read_one(data: Any, settings: Settings, model: Any) -> Dataset:
     """One dataset; writing a text for a text is left to an encoder and decoder if ``model`` is one.
 
@@ -61,7 +68,8 @@ def read_one(data: Any, settings: Settings, model: Any) -> Dataset:
     if settings.task == "navigation":
         from thrifty import navigation
 
-        return navigation.read(data)
+        refuse_for_walks(settings)
+        return navigation.read(data, allow_leak=settings.allow_leak)
     if settings.format is None and (settings.words is not None or settings.answer != "auto"):
         raise NoSuchSetting(f"{'words' if settings.words is not None else 'answer'} is a setting of formats: give one (--format)")
     dataset = read(data, task=settings.task, columns=settings.columns, seed=settings.split_seed, allow_leak=settings.allow_leak,

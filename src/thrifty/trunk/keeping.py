@@ -71,7 +71,7 @@ class Keeping:
     def __init__(self, at: Attachment, task: Any, train: Examples, validation: Examples, terms: Terms) -> None:
         if at.method is not None and at.method.solved:
             raise Unfit(f"{at.method.name} takes no steps, so nothing would be read twice")
-        if task.wanders:
+        if getattr(task, "wanders", False):
             raise Unfit(f"what the model sees in {task.name} depends on what it answered before")
         if terms.world > 1:
             raise Unfit(f"{terms.world} processes share the rows, and each would need the states of other rows in every epoch")
