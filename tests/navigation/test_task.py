@@ -73,6 +73,8 @@ def test_an_agent_walks_by_itself(tmp_path: Path) -> None:
     graph = table["world"][0].graph("home")
     rows = [score(graph, one["prediction"].split(), episode.path) for one, episode in zip(said, table["episode"], strict=True)]
     assert found == pytest.approx({name: sum(row[name] for row in rows) / 3 for name in rows[0]})
+    thrifty.attach(walking.backbone.model, thrifty.VLNPETL(rank=4), example=walking.inputs(walking.backbone.model, batch))
+    assert walking.predict(walking.backbone.model, batch) == said  # an adapter that has learnt nothing goes nowhere else
     assert walking.groups(table).tolist() == [0, 0, 1]
     stayed = walking.metrics(walking.majority(table, table), table)
     assert stayed["length"] == 0 and stayed["spl"] == 0 and stayed["error"] == pytest.approx((11 + 11 + 11) / 3)

@@ -82,8 +82,7 @@ class Agent(nn.Module):
         Raises:
             Unfit: there are more decisions than steps, or what was given is too long or too wide.
         """
-        rows, decisions, options = kinds.shape
-        steps = past_images.shape[1]
+        rows, decisions, steps = *kinds.shape[:2], past_images.shape[1]
         if decisions > steps + 1:
             raise Unfit(f"{decisions} decisions cannot be the last of a walk of {steps} steps")
         if images.shape[-1] != self.config.features:

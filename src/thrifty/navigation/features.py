@@ -24,16 +24,25 @@ class Features:
             raise BadData(f"{place} holds no features")
         self.width = int(self._get(names[0]).shape[-1])
 
+    def name(self, scan: str, viewpoint: str) -> str:
+        """Under which the features of a viewpoint lie.
+
+        Raises:
+            BadData: there are none.
+        """
+        name = f"{scan}_{viewpoint}"
+        if name not in self.held:
+            raise BadData(f"{self.place} has no features of viewpoint {viewpoint!r} in scan {scan!r}."
+                          + nearest(name, self.held, 3))
+        return name
+
     def at(self, scan: str, viewpoint: str) -> Tensor:
         """float32 [36, width].
 
         Raises:
             BadData: there are none for this viewpoint, or of another number of views, another width, or not finite.
         """
-        name = f"{scan}_{viewpoint}"
-        if name not in self.held:
-            raise BadData(f"{self.place} has no features of viewpoint {viewpoint!r} in scan {scan!r}."
-                          + nearest(name, self.held, 3))
+        name = self.name(scan, viewpoint)
         found = self._get(name)
         if found.shape[-1] != self.width:
             raise BadData(f"{self.place}: {name!r} has features of width {found.shape[-1]}, others of {self.width}")

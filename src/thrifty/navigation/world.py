@@ -71,6 +71,7 @@ class World:
         self.graphs, self.features, self.context = dict(graphs), features, context
         self.bearings: dict[tuple[str, str], list[tuple[Place, float, float]]] = {}
         self.kept: dict[tuple[str, Place], Observation] = {}
+        self.fit: set[tuple[str, str]] = set()  # viewpoints whose features were read
         self.panoramas = [torch.from_numpy(angles.panorama(view)) for view in range(angles.VIEWS)]
 
     def graph(self, scan: str) -> Graph:
@@ -84,11 +85,11 @@ class World:
         return self.graphs[scan]
 
     def check(self, episode: Episode) -> None:
-        """Refuse what cannot be walked here.
+        """Refuse what cannot be walked here. Features are read along the path, and must be there for the whole scan.
 
         Raises:
-            BadData: an unknown scan or viewpoint, a goal that cannot be reached, a path that leaves the graph or stands still, no
-                features; the message names the episode.
+            BadData: an unknown scan or viewpoint, a goal that cannot be reached, a path that leaves the graph or stands still,
+                features that are missing or do not fit; the message names the episode.
         """
         try:
             graph = self.graph(episode.scan)
@@ -96,8 +97,12 @@ class World:
             for a, b in zip(episode.path, episode.path[1:], strict=False):
                 if a == b:
                     raise BadData(f"a path stands still at {a!r}")
+            for viewpoint in graph.viewpoints:
+                self.features.name(episode.scan, viewpoint)
             for viewpoint in episode.path:
-                self.features.at(episode.scan, viewpoint)
+                if (episode.scan, viewpoint) not in self.fit:
+                    self.features.at(episode.scan, viewpoint)
+                    self.fit.add((episode.scan, viewpoint))
         except BadData as error:
             raise BadData(f"episode {episode.name!r}: {error}") from None
 

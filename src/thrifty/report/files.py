@@ -16,8 +16,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypedDict
 
 Task = Literal["text-classification", "image-classification", "token-classification", "multiple-choice", "regression",
-               "causal-generation", "seq2seq-generation", "masked-language", "contrastive",
-               "navigation"]
+               "causal-generation", "seq2seq-generation", "masked-language", "contrastive", "navigation"]
 Kind = Literal[Task, "several"]
 
 
