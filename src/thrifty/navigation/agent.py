@@ -102,9 +102,9 @@ class Agent(nn.Module):
 
     def _beside(self, vision: Tensor, words: Tensor) -> Tensor | float:
         """What each option is multiplied by: the first token of the language, of the history, or both."""
-        found = {"alone": 1.0, "text": words[:, :1], "history": vision[:, :1], "both": words[:, :1] + vision[:, :1]}
-        beside: Tensor | float = found[self.config.action]
-        return beside
+        found: dict[str, Tensor | float] = {"alone": 1.0, "text": words[:, :1], "history": vision[:, :1],
+                                            "both": words[:, :1] + vision[:, :1]}
+        return found[self.config.action]
 
     def example(self, rows: int = 2, steps: int = 3, seed: int = 0) -> dict[str, Tensor]:
         """Made-up walks, as ``forward`` takes them, all decisions at once."""

@@ -68,7 +68,8 @@ class Tensors(Mapping[str, Any]):
         from safetensors import safe_open
 
         self.file: Any = safe_open(file, framework="pt")
-        self.names: set[str] = set(self.file.keys())
+        list_names: Any = self.file.keys
+        self.names: set[str] = set(list_names())
 
     def __getitem__(self, name: str) -> Any:
         return self.file.get_tensor(name)

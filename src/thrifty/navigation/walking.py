@@ -98,7 +98,8 @@ def best(logits: Tensor) -> Tensor:
 
 def drawn(logits: Tensor) -> Tensor:
     """An option of each row by its probability [B, C] -> [B], from torch's own random numbers."""
-    return torch.distributions.Categorical(logits=logits.float()).sample()
+    options: Tensor = torch.distributions.Categorical(logits=logits.float()).sample()
+    return options
 
 
 def gather(walks: Sequence[Walk], decisions: int | None = None) -> Batch:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -54,15 +54,15 @@ class Navigation(Task):
         Raises:
             BadData: an instruction is longer than ``max_length``. Unfit: the world has features of another width than the agent's.
         """
-        found = []
+        found, agent = [], cast(Agent, self.backbone.model)
         for episode, world in zip(table["episode"], table["world"], strict=True):
             ids = list(self.backbone.preprocess(episode.instruction)["input_ids"])
             if len(ids) > self.limits["max_length"]:
                 raise BadData(f"episode {episode.name!r}: its instruction has {len(ids)} tokens, more than max_length="
                               f"{self.limits['max_length']}: {episode.instruction[:80]!r}")
-            if world.features.width != self.backbone.model.config.features:
+            if world.features.width != agent.config.features:
                 raise Unfit(f"{world.features.place} has features of width {world.features.width}, and the agent was made for "
-                            f"{self.backbone.model.config.features}")
+                            f"{agent.config.features}")
             found.append({"input_ids": ids, "episode": episode, "world": world})
         return found
 

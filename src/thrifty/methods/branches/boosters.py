@@ -29,7 +29,8 @@ class Glance(nn.Module):
 
     def split(self, layer: nn.Linear, t: Tensor) -> Tensor:
         """[..., T, r] -> [..., heads, T, r / heads]."""
-        return layer(t).unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+        out: Tensor = layer(t).unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+        return out
 
     def merge(self, t: Tensor) -> Tensor:
         """The opposite of ``split``, projected."""
@@ -95,7 +96,8 @@ class HistoryBooster(Edit):
             tokens = tokens.unflatten(0, (-1, self.context.taps[STEPS])).transpose(1, 2)
         added = self.raised(self.glance.back(self.down(tokens), self.down(tokens.detach())))
         added = added.transpose(1, 2).flatten(0, 1) if self.views else added
-        return y + added.to(y.dtype)
+        out: Tensor = y + added.to(y.dtype)
+        return out
 
 
 @register("walk-steps")
