@@ -76,6 +76,10 @@ def _cell(value: Plain) -> str:
     return f"<b>{shown(value)}</b>" if best else shown(value)
 
 
+def _found(model: Plain) -> str:
+    return " <small>found</small>" if model["reused"] else ""
+
+
 def _cost(ranking: Plain) -> str:
     planned = any("cost" in m for m in ranking["models"])
     head = ["", "parameters", "features", "weights", "memory at most", "to load", "to see all rows",
@@ -83,7 +87,7 @@ def _cost(ranking: Plain) -> str:
     called = call(ranking)
     rows = [[text(called[m["name"]]), "–" if m["parameters"] is None else numbers.short(m["parameters"]),
              numbers.count(m["dimension"]), _size(m["bytes"]), _size(m["peak"]["peak_bytes"]),
-             numbers.seconds(m["seconds"]["load"]), numbers.seconds(m["seconds"]["features"]) + (" <small>found</small>" if m["reused"] else ""), *_plan(m, planned)]
+             numbers.seconds(m["seconds"]["load"]), numbers.seconds(m["seconds"]["features"]) + _found(m), *_plan(m, planned)]
             for m in ranking["models"]]
     remark = ("Memory is the most that the process had held by then, this model and those before it. Features are kept: the next "
               "ranking of the same rows finds them.")

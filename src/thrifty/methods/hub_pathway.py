@@ -94,7 +94,8 @@ class HubPathway(FullFineTuning):
         with choice.explore():
             mean, count = super().loss(at, task, model, batch)
         if choice.said is None:
-            raise Unfit(f"{self.name} learns which models see which pictures, which a compiled model does not tell: train it as it is")
+            raise Unfit(f"{self.name} learns which models see which pictures, which a compiled model does not tell: train it as "
+                        "it is")
         said, choice.said = choice.said, None
         parts = [F.cross_entropy(own.say(i, f), labels[rows], reduction="sum")
                  for i, (rows, f) in enumerate(said.seen) if len(rows)]
