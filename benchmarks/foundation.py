@@ -134,13 +134,13 @@ the test split was read once per run. The linear head and the majority class saw
 same loop with the settings of `lora`. Small training subsets and few epochs: the numbers compare methods, they are not records.
 Times are rough, as the machine ({machine}, {cores} cores) did other work too; peak memory is the resident set of the whole process.
 
-How to read it. MRPC with 480 rows separates no methods: all lie within two points of the majority class. On CoLA one rate for all sets
-is too high for Houlsby's adapters and BitFit: in two of three seeds they never left the majority class, hence the spread; at their
-size of data and rate, only full fine-tuning and LoRA (ours and PEFT's alike, within two deviations) are off it. On STS-B, where rows
-are few, the small methods are level with full fine-tuning or ahead of it. The *linear* line is a head fitted to kept features with its
-regularisation chosen on the selection split; `linear-probe` trains the same head by steps, few here, and so ends lower on pictures.
-E2E has one epoch of 480 pairs for a model of children's stories: BLEU tells that methods learn at all, and three seeds of 60 meaning
-representations cannot order LoRA, its PEFT twin and Houlsby's adapters.
+How to read it. MRPC with 480 rows separates no methods: all lie within two points of the majority class. On CoLA one rate for
+all sets is too high for Houlsby's adapters and BitFit: in two of three seeds they never left the majority class, hence the
+spread; at their size of data and rate, only full fine-tuning and LoRA (ours and PEFT's alike, within two deviations) are off
+it. On STS-B, where rows are few, the small methods are level with full fine-tuning or ahead of it. The *linear* line is a head
+fitted to kept features with its regularisation chosen on the selection split; `linear-probe` trains the same head by steps, few
+here, and so ends lower on pictures. E2E has one epoch of 480 pairs for a model of children's stories: BLEU tells that methods
+learn at all, and three seeds of 60 meaning representations cannot order LoRA, its PEFT twin and Houlsby's adapters.
 """
 
 
