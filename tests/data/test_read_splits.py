@@ -160,3 +160,27 @@ def test_shots():
             read(table(200, classes=4), **wrong)
     with pytest.raises(BadData, match="50 rows of every class"):
         read(table(200, classes=4), shots=50)
+
+
+def test_a_column_says_which_split_a_row_belongs_to(tmp_path):
+    rows = {**table(30), "Split": ["train"] * 20 + ["dev"] * 4 + ["test"] * 6}
+    found = sides(read(rows))
+    assert {split: len(part["text"]) for split, part in found.items()} == {"train": 20, "validation": 4, "test": 6}
+    assert found["test"]["text"] == rows["text"][24:] and set(found["train"]) == {"text", "label"}
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label,split\n" + "".join(f"text {i},{'ab'[i % 2]},{'train' if i < 20 else 'test'}\n" for i in range(26)))
+    data = read(file)
+    assert len(data.test()["text"]) == 6 and sum(len(part["text"]) for part in data.splits.values()) == 20
+    assert any("the column 'split' says" in note for note in data.record["decisions"])
+    rows["text"][25] = rows["text"][0]
+    with pytest.raises(BadData, match="row 1 and .* row 26"):
+        read(rows)
+
+
+def test_a_column_called_split_may_mean_something_else():
+    other = {**table(30), "split": ["upper", "lower"] * 15}
+    assert read(other).record["rows"] == read(table(30)).record["rows"]
+    with pytest.raises(BadData, match=r"in 1 rows it names none: .*row 3: 'tset'.*Did you mean 'test'"):
+        read({**table(30), "split": ["train", "test", "tset"] + ["train"] * 27})
+    asked = read({"text": table(30)["text"], "split": ["train", "test"] * 15}, columns={"label": "split"})
+    assert asked.labels == ["test", "train"]

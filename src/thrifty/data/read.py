@@ -16,6 +16,7 @@ from thrifty.data.folders import read_folder
 from thrifty.data.memory import read_memory
 from thrifty.data.rows import Faults, Given, Rows
 from thrifty.data.sampling import check_limit, check_shots, draw, draw_shots
+from thrifty.data.split_column import divide_by_column
 from thrifty.data.splitnames import SPLITS, name_splits
 from thrifty.data.splits import arrange, check_fractions, check_train
 from thrifty.data.tables import SUFFIXES, parse, read_file
@@ -73,6 +74,7 @@ def read(
     if shots is not None and limit is not None:
         raise NoSuchSetting(f"shots={shots} and limit={limit} both say how many rows to train on: give one of them.")
     given = open_source(source)
+    divide_by_column(given, [name for names in (columns or {}).values() for name in str(names).split(",")])
     main = main_table(given)
     written, choice = (None, decide(main.table, task, columns, generation)) if format is None else fields.settle(
         format, task, words, main.table, columns, generation)
