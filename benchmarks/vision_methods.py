@@ -53,7 +53,7 @@ CASES = cases()
 
 @functools.cache
 def pictures(case: Case) -> dict[str, list[Row]]:
-    """800, 200 and the test pictures of a set, each drawn from the split that it belongs to where there are enough."""
+    """800, 200 and the test pictures of a set; the first two come from its training and validation splits, mixed with seed 0."""
     splits, draw = read_splits(ASSETS / case.data), random.Random(0)
     pool = [*splits["train"], *splits.get("validation", [])]
     draw.shuffle(pool)

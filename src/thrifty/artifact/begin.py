@@ -6,8 +6,7 @@ from pathlib import Path
 from ..core import Attachment
 from ..core.digest import digest
 from ..core.errors import CannotCombine, nearest
-from .fingerprint import refuse_other_trunk
-from .load import read
+from .load import read, refuse_base
 
 
 def begin(at: Attachment, path: str | Path) -> list[str]:
@@ -25,7 +24,7 @@ def begin(at: Attachment, path: str | Path) -> list[str]:
     data, _, state = read(folder)
     if sparse := [n for n, about in data["trained"].items() if about["masked"]]:
         raise CannotCombine(f"{folder} trained only some entries of {sparse[0]!r}, and which ones is its own choice")
-    refuse_other_trunk(at.model, data["base"], data["trained"])
+    refuse_base(at.model, data, head="any")
     mine, known = at.state(), set(at.model.state_dict())
     behind = [n for n in state if n.startswith("base:") and n[5:] not in known]
     theirs = {n: t for n, t in state.items() if n not in behind}

@@ -62,8 +62,8 @@ def refuse_other_trunk(model: nn.Module, recorded: Any, skip: Iterable[str]) -> 
     if not common:
         raise WrongBase(f"{type(model).__name__} and the base that this adapter was trained on are different models: they have no "
                         "tensor in common")
-    stacks = {stack for n in common if (stack := _stack(n)) is not None}
-    if odd := [n for n in {**stored, **tensors} if n not in common and _stack(n) in stacks]:
+    stacks = {stack for n in common if (stack := stack_of(n)) is not None}
+    if odd := [n for n in {**stored, **tensors} if n not in common and stack_of(n) in stacks]:
         here = "here" if odd[0] in tensors else "there"
         raise WrongBase(f"{type(model).__name__} and the base that this adapter was trained on are different models: {odd[0]!r} "
                         f"({len(odd)} such) is {here} only, in a stack of blocks that both have")
@@ -77,7 +77,7 @@ def _stored(recorded: Any) -> dict[str, str]:
     return found
 
 
-def _stack(name: str) -> str | None:
+def stack_of(name: str) -> str | None:
     """What stands before the first number in a tensor's name: the list of blocks that it belongs to. None if there is none."""
     words = name.split(".")
     first = next((i for i, word in enumerate(words) if word.isdigit()), None)

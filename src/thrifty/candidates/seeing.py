@@ -18,6 +18,7 @@ from thrifty.core.errors import BadData, Unfit
 from thrifty.methods.guidance.reference import Reference
 from thrifty.models import Backbone, load, wrap
 from thrifty.models.source_head import name_classes
+from thrifty.rank.discriminant import softmax
 from thrifty.rank.reading import read_features, read_probabilities, same_rows
 from thrifty.tasks import Task
 from thrifty.tasks.task import predicting
@@ -70,7 +71,7 @@ def see(candidate: Candidate, sample: Sample, source: Sample | None, terms: Term
     found = [read_features(values, f"the features of {candidate.name!r}") for values, _ in taken]
     logits = _ask_head(task.backbone, place, found[0])
     model, about = task.backbone.model, task.backbone.source
-    return Seen(candidate.name, found[0], found[1] if source else None, None if logits is None else _softmax(logits), logits, {
+    return Seen(candidate.name, found[0], found[1] if source else None, None if logits is None else softmax(logits), logits, {
         "class": about["class"], "parameters": about["parameters"], "dimension": found[0].shape[1],
         "reads": place or "the mean of the last states", "bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
         "peak": peak(terms.device), "kept": terms.cache, "reused": all(known for _, known in taken), "truncated": task.truncated,
@@ -142,12 +143,6 @@ def _ask_head(backbone: Backbone, place: str, features: Array) -> Array | None:
         return None
     logits: Array = features @ weight.double().numpy().T
     return logits if bias is None else logits + bias.double().numpy()
-
-
-def _softmax(logits: Array) -> Array:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares: Array = powers / powers.sum(axis=1, keepdims=True)
-    return shares
 
 
 def _describe_classes(candidate: Candidate, count: int) -> Mapping[str, Any]:

@@ -142,13 +142,14 @@ class Composed(Edit):
         if isinstance(which, int):
             return self._pass(node["parts"][which], given, x)
         self._refuse_rows(which, given[0])
+        full = given if x is None else (*given, x)
         if (whole := self._whole(node)) is not None:
-            return whole.all(which, *given, *(() if x is None else (x,)))
+            return whole.all(which, *full)
         pieces, places = [], []
         for numbers, together, rows, own in deal(self._shares(node), which):
-            sides, beside = tuple(t[rows] for t in given), None if x is None else x[rows]
-            pieces.append(self._pass(node["parts"][numbers[0]], sides, beside, rows) if together is None else
-                          together.all(own, *sides, *(() if beside is None else (beside,))))
+            mine = tuple(t[rows] for t in full)
+            pieces.append(together.all(own, *mine) if together is not None else
+                          self._pass(node["parts"][numbers[0]], mine[:len(given)], None if x is None else mine[-1], rows))
             places.append(rows)
         widths = {tuple(piece[-1].shape[1:]) for piece in pieces}
         if len(widths) > 1:
@@ -222,7 +223,7 @@ class Composed(Edit):
         self._refuse_rows(which, y)
         which = which if rows is None else which[rows]
         if (whole := self._whole(node)) is not None and rows is None:
-            read = [edit.read(y, x) for edit in whole.edits][0]  # by all of them, as reading may empty a tap
+            read = whole.read(y, x)
             return whole(which, read if h is None else h)
         total: Tensor | None = None
         for numbers, together, here, own in deal(self._shares(node), which):
@@ -231,7 +232,7 @@ class Composed(Edit):
                 i = numbers[0]
                 z = self._addition(node["parts"][i], f"{way}_{i}", None if h is None else h[here], y, x, among)
             else:
-                read = [edit.read(y, x) for edit in together.edits][0]
+                read = together.read(y, x)
                 z = together(own, read[among] if h is None else h[here])
             if z is not None:
                 total = torch.zeros(len(which), *z.shape[1:], dtype=z.dtype, device=z.device) if total is None else total

@@ -1,13 +1,13 @@
 """The parts of a composition before they are put together: what a saved adapter, or a new method, would put on the model."""
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..artifact.fingerprint import stack_of
 from ..artifact.load import read, refuse_base
 from ..core import Attachment, Method, Row
 from ..core.errors import CannotCombine
@@ -66,9 +66,9 @@ def from_folder(model: nn.Module, name: str, folder: Path) -> Part:
     if special:
         raise CannotCombine(f"{folder}: {special[0]!r} is trained in part, or is a running statistic; it can only be used alone")
     shared = tuple(data["shared"]) if data["shared"] else None
-    there = {child for child, _ in model.named_children()}
-    absent = [row for row in rows if row.path and row.path.partition(".")[0] not in there and not re.search(r"\.\d", row.path)]
-    headless = [n for n in data["trained"] if n.partition(".")[0] not in there and n not in dict(model.named_parameters())]
+    there = {*model._modules, *model._parameters}
+    absent = [row for row in rows if row.path and row.path.partition(".")[0] not in there and stack_of(row.path) is None]
+    headless = [n for n in data["trained"] if n.partition(".")[0] not in there]
     return Part(name, [row for row in rows if row.on and row not in absent], state, shared,
                 [n for n in data["trained"] if n not in headless], False, data["about"],
                 behind=[*(row.key for row in absent), *headless])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,11 @@ class Together:
         """The same as a tuple, whatever the edit gives."""
         out = self(place, *given)
         return out if isinstance(out, tuple) else (out,)
+
+    def read(self, y: Tensor, x: Tensor) -> Tensor:
+        """What the edits read, which is the same for all: by each of them, as reading may empty a tap."""
+        first, *_ = [edit.read(y, x) for edit in self.edits]
+        return cast(Tensor, first)
 
     def choose(self, place: Tensor) -> dict[str, Tensor]:
         """Every row's own tensors, name -> [B, ...]; the same ones again while rows are the same and nothing trains or changes."""

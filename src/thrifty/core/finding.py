@@ -127,7 +127,9 @@ def _all(model: nn.Module, seen: Seen, own: Mapping[str, str]) -> Iterator[Site]
         own_role = next((r for pattern, r in own.items() if re.search(pattern, path)), None)
         block = model.get_submodule(home) if home else None
         below = path[len(home) + 1 :] if home else path
-        name = own_role if own_role is not None else ("block" if path == home else roles.role(path, module, block, below, {}))
+        here = inner[home] if home else {}
+        guess = "block" if path == home else here[below] if home else roles.role(path, module, None, below, {})
+        name = guess if own_role is None else own_role
         if not name:
             continue
         named[path] = name
@@ -139,10 +141,10 @@ def _all(model: nn.Module, seen: Seen, own: Mapping[str, str]) -> Iterator[Site]
         if split:
             yield from (Site(path, module, p.name, part=p, **about) for p in split)  # type: ignore[arg-type]
         elif name.startswith("after."):
-            like = _projection(block, inner.get(home or "", {}), name)
+            like = _projection(block, here, name)
             yield Site(path, module, name, like=like, **about)  # type: ignore[arg-type]
         else:  # a block is as wide as the projection that its feed-forward network ends with
-            like = _projection(block, inner.get(home or "", {}), "after.mlp") if name == "block" else None
+            like = _projection(block, here, "after.mlp") if name == "block" else None
             yield Site(path, module, name, like=like, **about)  # type: ignore[arg-type]
         if path == home:
             yield from _without_dropout(path, module, inner[path], about)

@@ -1,19 +1,20 @@
 """Everything that can be set about making a student, with the authors' defaults."""
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, get_type_hints
+from dataclasses import dataclass
+from typing import Any
 
 from thrifty.core.errors import NoSuchSetting
 from thrifty.tinyclip.masks import PARTS
-from thrifty.train.checking import fit, need, refuse_unknown, said
+from thrifty.train.checking import Checked, need, said
 
 
 @dataclass(frozen=True)
-class Distilling:
+class Distilling(Checked):
     """How to distil. The defaults are the authors', but for ``batch`` (theirs is 32,768 on 32 processors). On small sets a stage is
     shorter than their ``warm_up``, ``sparsity_warm_up`` and ``prune_at``, which must then be said."""
+
+    purpose = "distillation"
 
     alpha: float = said(1.0, "share of the teacher's affinities in the loss; the rest is the pairs themselves")
     weight: float = said(1.0, "weight of the loss against the price of size")
@@ -40,9 +41,8 @@ class Distilling:
     seed: int = said(0, "of the order of rows, captions and gates")
     device: str = said("auto", "cpu, cuda, cuda:1, mps; auto takes an accelerator if there is one")
 
-    def __post_init__(self) -> None:
-        for name, kind in get_type_hints(Distilling).items():
-            object.__setattr__(self, name, fit(name, getattr(self, name), kind))
+    def refuse_odd(self) -> None:
+        """Raises: NoSuchSetting."""
         need(0 <= self.alpha <= 1, "alpha", self.alpha, "in [0, 1]")
         need(self.batch >= 2, "batch", self.batch, "at least 2: a pair alone can be told from nothing")
         for name in ("weight", "epochs", "rate", "clip", "scale", "gate_rate"):
@@ -52,16 +52,6 @@ class Distilling:
         need(self.prune_at >= 1, "prune_at", self.prune_at, "at least 1")
         need(self.limit is None or self.limit >= 2, "limit", self.limit, "at least 2")
         need(bool(self.gated()) and set(self.gated()) <= set(PARTS), "parts", self.parts, "some of " + ", ".join(PARTS))
-
-    @classmethod
-    def make(cls, values: Mapping[str, Any]) -> Distilling:
-        """The settings with these values.
-
-        Raises:
-            NoSuchSetting: an unknown name, with the nearest; a value of the wrong type or out of bounds.
-        """
-        refuse_unknown(cls, values, "distillation")
-        return cls(**values)
 
     def gated(self) -> tuple[str, ...]:
         """What gates are put on."""
@@ -76,7 +66,3 @@ class Distilling:
         if gated and self.sparsity_warm_up > self.prune_at:
             raise NoSuchSetting(f"the wanted sparsity is reached after sparsity_warm_up={self.sparsity_warm_up} steps, so prune_at "
                                 f"must not be less, but it is {self.prune_at}")
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return asdict(self)

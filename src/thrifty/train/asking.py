@@ -1,18 +1,19 @@
 """Everything that can be set about asking a model with demonstrations: names, types, defaults, and what each is for."""
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_type_hints
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from thrifty.core.errors import NoSuchSetting
 from thrifty.formats.ablations import VARIANTS
-from thrifty.train.checking import fit, need, refuse_unknown, said
+from thrifty.train.checking import Checked, need, said
 
 
 @dataclass(frozen=True)
-class Asking:
+class Asking(Checked):
     """How to ask. The defaults are those of Min et al., EMNLP 2022, arXiv:2202.12837."""
+
+    purpose = "asking in context"
 
     shots: int = said(16, "demonstrations in front of each question; 0 asks without any")
     seeds: str = said("100,13,21,42,87", "of the choice of demonstrations and of what they show; the report gives the mean")
@@ -40,9 +41,8 @@ class Asking:
     device: str = said("auto", "cpu, cuda, cuda:1, mps; auto takes an accelerator if there is one")
     baselines: bool = said(True, "measure the majority class and the same model without demonstrations too")
 
-    def __post_init__(self) -> None:
-        for name, kind in get_type_hints(Asking).items():
-            object.__setattr__(self, name, fit(name, getattr(self, name), kind))
+    def refuse_odd(self) -> None:
+        """Raises: NoSuchSetting."""
         need(self.demonstrations in VARIANTS, "demonstrations", self.demonstrations, "one of " + ", ".join(VARIANTS))
         need(self.shots >= 0, "shots", self.shots, "at least 0")
         need(self.batch >= 1, "batch", self.batch, "at least 1")
@@ -64,17 +64,3 @@ class Asking:
             raise NoSuchSetting(f"seeds must be whole numbers with commas between them, not {self.seeds!r}") from None
         need(min(found) >= 0, "seeds", self.seeds, "at least 0")
         return found
-
-    @classmethod
-    def make(cls, values: Mapping[str, Any]) -> Asking:
-        """The settings with these values.
-
-        Raises:
-            NoSuchSetting: an unknown name, with the nearest; a value of the wrong type or out of bounds.
-        """
-        refuse_unknown(cls, values, "asking in context")
-        return cls(**values)
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return asdict(self)

@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable
-from dataclasses import field, fields
-from typing import Any, Literal, Union, get_args, get_origin
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from thrifty.core.errors import NoSuchSetting, nearest
 
@@ -14,6 +14,36 @@ _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true o
 def said(default: Any, about: str) -> Any:
     """A field with its default, and what it is for."""
     return field(default=default, metadata={"about": about})
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Settings whose values have been looked at: fields are of their types, and their bounds hold (``refuse_odd``)."""
+
+    purpose: ClassVar[str]  # what they are settings of, as an error says it
+
+    def __post_init__(self) -> None:
+        kinds = get_type_hints(type(self))
+        for one in fields(self):
+            object.__setattr__(self, one.name, fit(one.name, getattr(self, one.name), kinds[one.name]))
+        self.refuse_odd()
+
+    def refuse_odd(self) -> None:
+        """Raises: NoSuchSetting for a value out of bounds, or that does not go with another."""
+
+    @classmethod
+    def make(cls, values: Mapping[str, Any]) -> Self:
+        """The settings with these values.
+
+        Raises:
+            NoSuchSetting: an unknown name, with the nearest; a value of the wrong type or out of bounds.
+        """
+        refuse_unknown(cls, values, cls.purpose)
+        return cls(**values)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
 
 
 def parts(kind: Any) -> tuple[Any, ...]:

@@ -1,19 +1,20 @@
 """Everything that can be set about a training, in one place: names, types, defaults, bounds, and what each is for."""
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
-from thrifty.train.checking import fit, need, refuse_unknown, said
+from thrifty.train.checking import Checked, need, said
 from thrifty.train.schedule import SCHEDULES
 
 MIXING = ("temperature", "cap", "one_head")  # what has a meaning for several datasets only
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """How to train. The defaults are for small sets on a small machine; each field is a setting of `thrifty tune` too."""
+
+    purpose = "training"
 
     task: str | dict[str, Any] | None = said(None, "what the data is for; inferred from its columns unless told. Of several "
                                                    "datasets: name=task pairs")
@@ -74,9 +75,8 @@ class Settings:
     checkpoint_every: int = said(200, "steps between checkpoints; there is one after each evaluation too")
     baselines: bool = said(True, "measure the majority class and a linear head on frozen features too")
 
-    def __post_init__(self) -> None:
-        for name, kind in get_type_hints(Settings).items():
-            object.__setattr__(self, name, fit(name, getattr(self, name), kind))
+    def refuse_odd(self) -> None:
+        """Raises: NoSuchSetting."""
         for name in ("batch", "accumulate", "seeds", "checkpoint_every"):
             need(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         if self.temperature == float("inf"):  # which JSON cannot write down
@@ -92,19 +92,9 @@ class Settings:
         need(isinstance(self.cache, str) or self.cache >= 1, "cache", self.cache, "off, auto, still or at least 1")
         need(0 <= self.warmup < 1, "warmup", self.warmup, "in [0, 1)")
 
-    @classmethod
-    def make(cls, values: Mapping[str, Any]) -> Settings:
-        """The settings with these values.
-
-        Raises:
-            NoSuchSetting: an unknown name, with the nearest; a value of the wrong type or out of bounds.
-        """
-        refuse_unknown(cls, values, "training")
-        return cls(**values)
-
     def plain(self) -> dict[str, Any]:
         """As JSON holds it. What only several datasets have is left out where it is not set."""
-        return {name: value for name, value in asdict(self).items() if value is not None or name not in MIXING}
+        return {name: value for name, value in super().plain().items() if value is not None or name not in MIXING}
 
 
 def kinds() -> dict[str, Any]:

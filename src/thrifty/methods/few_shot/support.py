@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...core import Site
-from ...core.errors import BadData, HalfAdapted, ThriftyError
-from ...core.hooks import edits_on
+from ...core.errors import BadData, ThriftyError
 from ...core.probe import run_once
-from ..prompts.context import place
+from ..prompts.context import alone, place
 
 if TYPE_CHECKING:
     from ...core import Attachment
@@ -52,11 +51,7 @@ def own_scores(at: Attachment) -> Site:
         Unfit: see ``place``.
         HalfAdapted: another attachment does so already, and of two only one would be heard.
     """
-    site = place(at, "scores")
-    if any(getattr(edit, "port", "") == "around" for edit in edits_on(site.module).values()):
-        raise HalfAdapted("another attachment gives scores of its own already, and only one of the two would be heard: detach that "
-                          "first")
-    return site
+    return alone(place(at, "scores"), "around", "gives scores of its own already, and only one of the two would be heard")
 
 
 def keep(at: Attachment, batches: Iterable[Any] | None, views: int) -> Seen:

@@ -39,10 +39,17 @@ def sentences(at: Attachment) -> Site:
         Unfit: see ``place``.
         HalfAdapted: another attachment does so already, and of two only one would be read.
     """
-    site = place(at, "text")
-    if any(getattr(edit, "port", "") == "call" for edit in edits_on(site.module).values()):
-        raise HalfAdapted("another attachment puts sentences of its own into the text tower already, and only one of the two would "
-                          "be read: detach that first")
+    why = "puts sentences of its own into the text tower already, and only one of the two would be read"
+    return alone(place(at, "text"), "call", why)
+
+
+def alone(site: Site, port: str, why: str) -> Site:
+    """``site``, if no attachment has an edit at its ``port``; ``why`` ends "another attachment ..." for the user.
+
+    Raises: HalfAdapted.
+    """
+    if any(getattr(edit, "port", "") == port for edit in edits_on(site.module).values()):
+        raise HalfAdapted(f"another attachment {why}: detach that first")
     return site
 
 
