@@ -8,6 +8,11 @@ from torch import Tensor, nn
 from .hooks import Edits
 
 
+def owned(path: str) -> bool:
+    """Whether a module or tensor belongs to an attachment rather than to the base model."""
+    return "edits" in path.split(".")
+
+
 def modules(model: nn.Module, remove_duplicate: bool = True, path: str = "", seen: set[int] | None = None
             ) -> Iterator[tuple[str, nn.Module]]:
     """As ``model.named_modules``, but edits are not entered: what it takes does not grow with the number of attachments."""
@@ -43,6 +48,6 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     for path, module in modules(model, remove_duplicate=False):
         if module._state_dict_hooks or module._state_dict_pre_hooks or type(module).state_dict is not nn.Module.state_dict:
             every = model.state_dict(keep_vars=True)  # somebody changes what is in it
-            return {name: tensor for name, tensor in every.items() if "edits" not in name.split(".")}
+            return {name: tensor for name, tensor in every.items() if not owned(name)}
         module._save_to_state_dict(found, f"{path}." if path else "", True)
     return found

@@ -20,7 +20,7 @@ from .merging import touched
 from .method import Method
 from .plan import Row
 from .probe import Seen
-from .site import Site, owned
+from .site import Site
 from .sparse import hold
 from .watch import Watch
 
@@ -227,7 +227,7 @@ class Building:
                 if not hits:
                     raise NoSuchSite(f"{term!r} in {where!r} names no parameter to train: {error}") from None
                 found = []
-            hits += [f"{s.path}.{n}" if s.path else n for s in found for n, _ in s.module.named_parameters() if not owned(n)]
+            hits += [f"{s.path}.{n}" if s.path else n for s in found for n, _ in base.parameters(s.module)]
             if not hits:
                 raise NoSuchSite(f"{term!r} in {where!r} matches modules without parameters")
             chosen += [n for n in hits if n not in chosen]

@@ -11,7 +11,6 @@ from . import base
 from .digest import digest
 from .errors import FrozenMoved, HalfAdapted, ThriftyError, nearest
 from .opening import close_attention, open_attention
-from .site import owned
 from .sparse import hold
 
 if TYPE_CHECKING:
@@ -162,7 +161,7 @@ def snapshot(model: nn.Module) -> dict[str, str]:
     book = ledger(model)
     claimed = {n for a in book.attachments.values() for n in a.base} if book else set()
     frozen = {n: p for n, p in model.named_parameters() if not p.requires_grad and n not in claimed}
-    still = {n: b for n, b in model.named_buffers() if n not in claimed and not owned(n)}
+    still = {n: b for n, b in base.buffers(model).items() if n not in claimed}
     return {n: digest(t, whole=t.numel() <= 1 << 27) for n, t in (frozen | still).items()}
 
 

@@ -121,8 +121,3 @@ def at_path(model: nn.Module, path: str, role: str, part: Part | None, depth: in
         known = dict(model.named_modules())
         raise NoSuchSite(f"no module {path!r} in {type(model).__name__}." + nearest(path, known)) from None
     return Site(path, module, role, depth, stack, part, seen=seen)
-
-
-def owned(path: str) -> bool:
-    """Whether a module or tensor belongs to an attachment rather than to the base model."""
-    return "edits" in path.split(".")

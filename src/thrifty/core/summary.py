@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .site import owned
+from . import base
 
 if TYPE_CHECKING:
     from .attachment import Attachment
@@ -57,9 +57,9 @@ def summarise(at: Attachment) -> Summary:
     shared = sum(p.numel() for p in at.context.shared.parameters()) if at.context.shared is not None else 0
     parameters = dict(at.model.named_parameters())
     in_place = sum(int(at.masks[n].sum()) if n in at.masks else parameters[n].numel() for n in at.base if n in parameters)
-    base = sum(p.numel() for n, p in parameters.items() if not owned(n))
+    whole = sum(p.numel() for _, p in base.parameters(at.model))
     sites = [(role, edit, count, total) for (role, edit), (count, total) in rows.items()]
     if shared:
         sites.append(("shared", at.shared_as[0] if at.shared_as else "", 1, shared))
     tuner = sum(total for *_, total in sites)
-    return Summary(at.method.name if at.method else "loaded", tuner, in_place, base, sites)
+    return Summary(at.method.name if at.method else "loaded", tuner, in_place, whole, sites)

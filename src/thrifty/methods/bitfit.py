@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..core import Method, Site, need
+from ..core import Method, Site, base, need
 from ..core.errors import Unfit
 from ..core.roles import HEADS
-from ..core.site import owned
 
 if TYPE_CHECKING:
     from ..core import Attachment
@@ -51,7 +50,7 @@ class BitFit(Method):
         Raises:
             Unfit: the model has none outside its head, or none at the places of the subset.
         """
-        names = [n for n, _ in at.model.named_parameters() if n.rpartition(".")[2] in LEAVES and not owned(n)]
+        names = [n for n, _ in base.parameters(at.model) if n.rpartition(".")[2] in LEAVES]
         if not any(not HEADS.search(n) for n in names):
             raise Unfit(f"{type(at.model).__name__} has no biases (as T5 and LLaMA have none), so there is nothing for BitFit "
                         "to train: LayerNormTuning and IA3 are about as small")

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..core import Method, need
+from ..core import Method, base, need
 from ..core.errors import Unfit
 from ..core.hooks import main
 from ..core.ledger import ledger
 from ..core.probe import guess_example
-from ..core.site import owned
 from .depth.block_policy import NETWORKS, Policy, bounded, log_likelihood, reward
 from .depth.dropping import Drop, droppable
 from .depth.flops import flops
@@ -92,7 +91,7 @@ class BlockDrop(Method):
             at.put(site, Drop, number=number)
         book = ledger(at.model)
         assert book is not None
-        for name in [n for n, _ in at.model.named_parameters() if not owned(n)] if self.joint else ():
+        for name in [n for n, _ in base.parameters(at.model)] if self.joint else ():
             if book.wanted.get(name, True):
                 at.train(name, wildcard=True)
 

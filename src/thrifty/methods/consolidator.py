@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..core import Branch, Method, Site, need, register
+from ..core import Branch, Method, Site, base, need, register
 from ..core.errors import CannotMerge, NoSuchSetting, Unfit
-from ..core.site import owned
 from .bitfit import LEAVES
 from .branches.drop_path import DropPath
 
@@ -118,8 +117,8 @@ class Consolidator(Method):
             at.put(site, Grouped, groups=self.g, rate=self.drop_path, bias=self.bias)
         if self.in_place:
             blocks = tuple(f"{s.path}." for s in at.sites("block"))
-            for name, _ in list(at.model.named_parameters()):
-                if name.rpartition(".")[2] in LEAVES and name.startswith(blocks) and not owned(name):
+            for name, _ in list(base.parameters(at.model)):
+                if name.rpartition(".")[2] in LEAVES and name.startswith(blocks):
                     at.train(name, wildcard=True)
             at.train_matching("norm*", wildcard=True)
 

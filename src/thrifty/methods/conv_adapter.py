@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..core import Method, Site, need
+from ..core import Method, Site, base, need
 from ..core.errors import NoSuchSite, Unfit
-from ..core.site import owned
 from .bitfit import LEAVES
 from .branches.bottleneck import Tap
 from .branches.conv_branch import ConvAside, ConvBranch, FinalNorm
@@ -168,7 +167,7 @@ class ConvAdapter(Method):
 
     def _unfreeze(self, at: Attachment) -> None:
         """What trains beside the adapters."""
-        batch_norms = [p for p, m in at.model.named_modules() if isinstance(m, _BatchNorm) and not owned(p)]
+        batch_norms = [p for p, m in base.modules(at.model) if isinstance(m, _BatchNorm)]
         if batch_norms and self.final_norm:
             at.put(at.sites("block")[-1], FinalNorm)
         if batch_norms and self.statistics:
@@ -177,7 +176,7 @@ class ConvAdapter(Method):
             at.train_matching("norm*", wildcard=True)
         if self.unfreeze == "bias":
             heads = tuple(f"{s.path}." for s in _heads(at))
-            for name in [n for n, _ in at.model.named_parameters() if n.rpartition(".")[2] in LEAVES and not owned(n)]:
+            for name in [n for n, _ in base.parameters(at.model) if n.rpartition(".")[2] in LEAVES]:
                 if not name.startswith(heads):
                     at.train(name, wildcard=True)
 

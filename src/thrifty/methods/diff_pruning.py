@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..core import Method, need
+from ..core import Method, base, need
 from ..core.errors import Unfit
 from ..core.ledger import ledger
 from ..core.roles import HEADS
-from ..core.site import at_path, owned
+from ..core.site import at_path
 from .sparse.diff_gates import Again, Gates, gates_of
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class DiffPruning(Method):
         assert book is not None
         words = getattr(at.model, "get_output_embeddings", lambda: None)()  # a head that came with the weights
         known = {id(p) for p in words.parameters()} if words is not None else set()
-        names = [n for n, p in at.model.named_parameters() if not owned(n) and n not in at.base and book.wanted.get(n, True)
+        names = [n for n, p in base.parameters(at.model) if n not in at.base and book.wanted.get(n, True)
                  and (id(p) in known or not HEADS.search(n))]
         if not names:
             raise Unfit(f"{type(at.model).__name__} has no weights outside its head to change")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..core import Method, Site, need
+from ..core import Method, Site, base, need
 from ..core.errors import Unfit
 from ..core.probe import guess_example
-from ..core.site import at_path, owned
+from ..core.site import at_path
 from .depth import exit_budget
 from .depth.exit_measuring import confidences, describe, exit_flops, set_thresholds
 from .depth.exits import Begin, Exit, Gather, Skip, listening
@@ -124,7 +124,7 @@ def chain(at: Attachment) -> list[Site]:
     """
     blocks = at.sites("block")
     paths = tuple(site.path + "." for site in blocks)
-    names = [name for name, _ in at.model.named_parameters() if not owned(name)]
+    names = [name for name, _ in base.parameters(at.model)]
     inside = [i for i, name in enumerate(names) if name.startswith(paths)]
     between = [name for name in names[inside[0] : inside[-1]] if not name.startswith(paths)] if inside else []
     if between:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..core import Method, need, set_apart
+from ..core import Method, base, need, set_apart
 from ..core.ledger import ledger
 from ..core.roles import HEADS
-from ..core.site import owned
 
 if TYPE_CHECKING:
     from ..core import Attachment
@@ -46,11 +45,11 @@ class FullFineTuning(Method):
         """Claim every parameter, and the buffers of every batch norm."""
         book = ledger(at.model)
         assert book is not None
-        for name in [n for n, _ in at.model.named_parameters() if not owned(n)]:
+        for name in [n for n, _ in base.parameters(at.model)]:
             if book.wanted.get(name, True):
                 at.train(name, wildcard=True)
-        at.train_buffers([f"{path}.{name}" if path else name for path, module in at.model.named_modules()
-                          if isinstance(module, _BatchNorm) and not owned(path) for name, _ in module.named_buffers(recurse=False)])
+        at.train_buffers([f"{path}.{name}" if path else name for path, module in base.modules(at.model)
+                          if isinstance(module, _BatchNorm) for name, _ in module.named_buffers(recurse=False)])
 
     def new_layers(self, at: Attachment) -> list[str]:
         """What learns at ``head_factor`` times the rate, by its names among what ``at`` trains: the head."""
@@ -72,9 +71,9 @@ def head_names(at: Attachment) -> list[str]:
     where heads are. The embeddings that a language model writes with came with its weights, and are none.
     """
     instead = [f"edit:{key}:{name}" for key, edit in at.edits.items() if edit.replaces for name, _ in edit.named_parameters()]
-    base = {name.removeprefix("base:"): p for name, p in at.named_parameters() if name.startswith("base:")}
-    claimed = [name for name in base if name not in at.wildcard]
+    held = {name.removeprefix("base:"): p for name, p in at.named_parameters() if name.startswith("base:")}
+    claimed = [name for name in held if name not in at.wildcard]
     words = getattr(at.model, "get_output_embeddings", lambda: None)()
     known = {id(p) for p in words.parameters()} if words is not None else set()
-    placed = [name for name, p in base.items() if HEADS.search(name) and id(p) not in known]
+    placed = [name for name, p in held.items() if HEADS.search(name) and id(p) not in known]
     return instead + [f"base:{name}" for name in claimed or placed]

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..core import Edit, Site, register, task
+from ..core import Edit, Site, base, register, task
 from ..core.errors import CannotMerge, NoSuchSetting, ThriftyError, Unfit
 from ..core.hooks import main
 from ..core.probe import Example, guess_example, run_once
-from ..core.site import at_path, owned
+from ..core.site import at_path
 
 if TYPE_CHECKING:
     from ..core import Attachment
@@ -101,8 +101,8 @@ def last_linear(model: nn.Module, example: Example) -> str:
     def note(path: str) -> Callable[[nn.Module, Any, Any], None]:
         return lambda module, given, out: called.append((path, module, out))
 
-    hooks = [module.register_forward_hook(note(path)) for path, module in model.named_modules() if not owned(path)
-             and next(module.parameters(recurse=False), None) is not None and all(n == "edits" for n, _ in module.named_children())]
+    hooks = [module.register_forward_hook(note(path)) for path, module in base.modules(model)
+             if next(module.parameters(recurse=False), None) is not None and all(n == "edits" for n, _ in module.named_children())]
     try:
         answer = main(run_once(model, example))
     finally:

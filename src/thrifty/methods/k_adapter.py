@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Edit, Method, Site, need, register
+from ..core import Edit, Method, Site, base, need, register
 from ..core.errors import CannotCombine, Unfit
 from ..core.roles import HEADS
-from ..core.site import owned
 from .branches.side import SideTap, asked, hear, parameters, place, stacks
 
 if TYPE_CHECKING:
@@ -184,7 +183,7 @@ class KAdapter(Method):
         for plugged, tensors in zip(edit.plugs, known, strict=True):
             plugged.load_state_dict(tensors)
         if self.tune_trunk:
-            for name in [n for n, _ in at.model.named_parameters() if not HEADS.search(n) and not owned(n)]:
+            for name in [n for n, _ in base.parameters(at.model) if not HEADS.search(n)]:
                 at.train(name, wildcard=True)
 
 

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..core import Method, Site, need, register
+from ..core import Method, Site, base, need, register
 from ..core.errors import ThriftyError, Unfit
 from ..core.part import Part
 from ..core.roles import HEADS
-from ..core.site import owned
 from .bitfit import LEAVES
 from .branches.bottleneck import Projections
 from .branches.drop_path import DropPath
@@ -130,7 +129,7 @@ class SPT(Method):
                                "(dicts of tensors, with labels)")
         matrices = at.sites(self.where)
         vectors = list(find_vectors(at, matrices))
-        every = {n: p for n, p in at.model.named_parameters() if not owned(n)}
+        every = dict(base.parameters(at.model))
         sums = squared_gradients(at.model, {n: p for n, p in every.items() if not EMBEDDINGS.search(n)}, batches, self.batches)
         matrix = [of_weight(sums, at.model, site) for site in matrices]
         if odd := [site.path for site, m in zip(matrices, matrix, strict=True) if m.dim() != 2]:
@@ -185,8 +184,8 @@ def find_vectors(at: Attachment, matrices: list[Site]) -> Iterator[Vector]:
     for site in matrices:
         if site.part is not None:
             parts.setdefault(f"{site.path}.bias", []).append(site.part)
-    for name, p in at.model.named_parameters():
-        outside = owned(name) or name in at.base or HEADS.search(name) or EMBEDDINGS.search(name)
+    for name, p in base.parameters(at.model):
+        outside = name in at.base or HEADS.search(name) or EMBEDDINGS.search(name)
         if p.dim() == 1 and not outside and (name in norms or name.rpartition(".")[2] in LEAVES):
             yield from ((name, part) for part in parts.get(name, [None]))
 

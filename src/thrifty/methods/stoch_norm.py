@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..core import Edit, Site, need, register
+from ..core import Edit, Site, base, need, register
 from ..core.errors import Unfit
-from ..core.site import at_path, owned
+from ..core.site import at_path
 from .full import FullFineTuning
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ class StochNorm(FullFineTuning):
         Raises:
             Unfit: there is none.
         """
-        norms = [path for path, module in at.model.named_modules()
-                 if isinstance(module, _BatchNorm) and module.track_running_stats and not owned(path)]
+        norms = [path for path, module in base.modules(at.model)
+                 if isinstance(module, _BatchNorm) and module.track_running_stats]
         if not norms:
             raise Unfit(f"{type(at.model).__name__} has no batch norm with running statistics, so there is nothing to choose "
                         "between (layer norms keep none): use full fine-tuning")

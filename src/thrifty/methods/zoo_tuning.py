@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..core import Edit, attachments, need, register
+from ..core import Edit, attachments, base, need, register
 from ..core.errors import Unfit
 from ..core.roles import blocks
-from ..core.site import at_path, owned
+from ..core.site import at_path
 from ..zoo.aggregation import Aggregated
 from ..zoo.costs import Measure, refuse_beyond
 from ..zoo.places import OwnHead, put_head, trunk_site, zoo_of
@@ -119,15 +119,15 @@ class ZooTuning(FullFineTuning):
         with at.disabled():
             operations = measure.run([Alone(zoo.trunk, 0)], shape)[0]
         width, outputs = zoo.trunk.widths[0], zoo.head.out_features
-        plain = sum(p.numel() for name, p in zoo.trunk.base(0).named_parameters() if not owned(name))
+        plain = sum(p.numel() for _, p in base.parameters(zoo.trunk.base(0)))
         return plain + (width + 1) * outputs, operations + width * outputs
 
 
 def refuse_unlike(trunk: Trunk) -> None:
     """Raises: Unfit where models differ in a tensor's name or shape, or are made of more than convolutions and norms."""
-    first = {name: tuple(tensor.shape) for name, tensor in trunk.base(0).state_dict().items() if not owned(name)}
+    first = {name: tuple(tensor.shape) for name, tensor in base.tensors(trunk.base(0)).items()}
     for i in range(1, len(trunk)):
-        own = {name: tuple(tensor.shape) for name, tensor in trunk.base(i).state_dict().items() if not owned(name)}
+        own = {name: tuple(tensor.shape) for name, tensor in base.tensors(trunk.base(i)).items()}
         if own != first or type(trunk.base(i)) is not type(trunk.base(0)):
             differs = next((f"{name!r} is {list(first[name]) if name in first else 'missing'} in one and "
                             f"{list(own[name]) if name in own else 'missing'} in the other"
@@ -135,7 +135,7 @@ def refuse_unlike(trunk: Trunk) -> None:
                            f"one is {type(trunk.base(0)).__name__}, the other {type(trunk.base(i)).__name__}")
             raise Unfit(f"zoo-tuning merges models of one architecture, and {trunk.names[i]!r} has not that of {trunk.names[0]!r}: "
                         f"{differs}. hub-pathway and dery take models of several")
-    held = {path.rpartition(".")[0] for path, _ in trunk.base(0).named_parameters() if not owned(path)}
+    held = {path.rpartition(".")[0] for path, _ in base.parameters(trunk.base(0))}
     for path in sorted(held):
         module = trunk.base(0).get_submodule(path)
         if not isinstance(module, nn.Conv2d | _BatchNorm):
@@ -166,7 +166,7 @@ def share_norms(at: Attachment, bases: Sequence[str], reset: bool) -> None:
     """Let the first model's batch norms train, from the means over all models; running statistics from those, or anew."""
     paths = [path for path, module in at.model.get_submodule(bases[0]).named_modules() if isinstance(module, _BatchNorm)]
     for path in paths:
-        norms: list[Any] = [at.model.get_submodule(f"{base}.{path}") for base in bases]
+        norms: list[Any] = [at.model.get_submodule(f"{one}.{path}") for one in bases]
         for name in [name for name, _ in norms[0].named_parameters(recurse=False)]:
             at.train(f"{bases[0]}.{path}.{name}")
             getattr(norms[0], name).copy_(torch.stack([getattr(norm, name) for norm in norms]).mean(0))
@@ -189,8 +189,7 @@ def collapse(at: Attachment) -> nn.Module:
     if not isinstance(at.method, ZooTuning) or not at.method.lite:
         raise Unfit("only zoo-tuning with lite=True mixes weights alike for all pictures: no other can be one plain network")
     first = f"trunk.{path_of(0)}"
-    held = at.model.get_submodule(first).state_dict()
-    values = {name: tensor.detach().clone() for name, tensor in held.items() if not owned(name)}
+    values = {name: tensor.detach().clone() for name, tensor in base.tensors(at.model.get_submodule(first)).items()}
     for edit in at.edits.values():
         if isinstance(edit, Aggregated):
             short = edit.site.path.removeprefix(f"{first}.")

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..core import Method, attachments
+from ..core import Method, attachments, base
 from ..core.errors import CannotMerge, HalfAdapted
 from ..core.routing import tell
-from ..core.site import owned
 from ..core.watch import occasional
 from .measuring import TASKS, add, alike, descend, distance, equal, gradients, loss, own_loss, put, same, step, stir, weigh
 from .tiny import Tiny
@@ -85,7 +84,7 @@ def keeps_the_base(method: Method, backbone: Tiny) -> None:
     if not at.parameters():  # no step can be taken
         return
     frozen: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if not p.requires_grad}
-    frozen |= {n: b for n, b in model.named_buffers() if n not in at.base and not owned(n)}
+    frozen |= {n: b for n, b in base.buffers(model).items() if n not in at.base}
     before = {n: t.clone() for n, t in (frozen | at.base).items()}
     start = at.state()
     step(method, at, backbone, model.train(), steps=3)
@@ -102,7 +101,7 @@ def keeps_the_keys(method: Method, backbone: Tiny) -> None:
     model, _ = put(method, backbone)
     for kind in ("state_dict", "named_parameters"):
         wanted = list(dict(getattr(backbone.model, kind)()))
-        found = [k for k in dict(getattr(model, kind)()) if not owned(k)]
+        found = [k for k in dict(getattr(model, kind)()) if not base.owned(k)]
         assert found == wanted, f"{kind} of {backbone.name} changed: {sorted(set(found) ^ set(wanted))[:5] or 'the order'}"
 
 
@@ -250,10 +249,10 @@ def takes_bfloat16(method: Method, backbone: Tiny) -> None:
     assert distance(out, before) > 1e-6, f"{method.name} does nothing on {backbone.name} in bfloat16"
     descend(own_loss(half, model, at))
     for name, p in at.named_parameters():
-        base = name.startswith("base:")
-        assert base or p.dtype == torch.float32, f"{name} trains in {p.dtype}"
+        in_place = name.startswith("base:")
+        assert in_place or p.dtype == torch.float32, f"{name} trains in {p.dtype}"
         if p.grad is not None or name not in occasional(at):
-            assert base or (p.grad is not None and bool(p.grad.isfinite().all())), f"{name} has no finite gradient in bfloat16"
+            assert in_place or (p.grad is not None and bool(p.grad.isfinite().all())), f"{name} has no finite gradient in bfloat16"
 
 
 def draws_from_its_seed(method: Method, backbone: Tiny) -> None:

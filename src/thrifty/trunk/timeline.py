@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from thrifty.core import Edit
+from thrifty.core.base import owned
 from thrifty.core.errors import Unfit
 from thrifty.core.probe import run_once
 from thrifty.core.roles import blocks
-from thrifty.core.site import owned
 
 
 @dataclass

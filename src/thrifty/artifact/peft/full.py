@@ -4,10 +4,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...core import Attachment
+from ...core import Attachment, base
 from ...core import ledger as ledgers
 from ...core.errors import BrokenArtifact, HalfAdapted
-from ...core.site import owned
 from .config import Config
 from .place import refuse_shape, take
 from .refusal import CannotExpress
@@ -38,9 +37,9 @@ def read(at: Attachment, config: Config, tensors: dict[str, Tensor]) -> dict[str
                 raise BrokenArtifact(f"'{path}.modules_to_save.{short}' and {name!r} should be equal")
     biases = config.get("bias", "none")
     for name in [n for n in tensors if n.endswith(".bias")] if biases != "none" else []:
-        base = name.replace(".base_layer.", ".")
+        plain = name.replace(".base_layer.", ".")
         if biases == "all" or ".base_layer." in name:
-            _keep(at, state, base, tensors.pop(name))
+            _keep(at, state, plain, tensors.pop(name))
     for name in [n for n in tensors if n.endswith((".base_layer.weight", "embed_tokens.weight")) or n == "lm_head.weight"]:
         _embedding(at, state, name.replace(".base_layer.", "."), tensors.pop(name))
     return state
@@ -79,7 +78,7 @@ def _covered(at: Attachment) -> list[str]:
     """The outermost modules of which every parameter trains in place."""
     full: list[str] = []
     for path in module_names(at.model):
-        own = [f"{path}.{n}" for n, _ in at.model.get_submodule(path).named_parameters() if not owned(n)]
+        own = [f"{path}.{n}" for n, _ in base.parameters(at.model.get_submodule(path))]
         if own and not any(path.startswith(f"{f}.") for f in full) and \
                 all(ledgers.canonical(at.model, n) in at.base for n in own):
             full.append(path)
@@ -87,7 +86,7 @@ def _covered(at: Attachment) -> list[str]:
 
 
 def _biases(at: Attachment, lone: list[str], kept: dict[str, Tensor]) -> str | None:
-    every = sorted(n for n, _ in at.model.named_parameters() if n.endswith(".bias") and not owned(n) and n not in kept)
+    every = sorted(n for n, _ in base.parameters(at.model) if n.endswith(".bias") and n not in kept)
     edited = {row.path for row in at.plan}
     only = sorted(n for n in every if n.rpartition(".")[0] in edited)
     return "none" if not lone else "lora_only" if lone == only else "all" if lone == every else None

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from ...core import base
 from ...core.errors import BrokenArtifact, HalfAdapted, NoSuchSite, nearest
 from ...core.opening import Rows
-from ...core.site import owned
 from .config import Config
 
 ADDED = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
@@ -17,7 +17,7 @@ ADDED = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"
 
 def module_names(model: nn.Module) -> list[str]:
     """Names of the base model's modules, as PEFT would list them."""
-    return [n for n, m in model.named_modules() if n and not owned(n) and not isinstance(m, Rows)]
+    return [n for n, m in base.modules(model) if n and not isinstance(m, Rows)]
 
 
 def targets(model: nn.Module, config: Config) -> list[str]:

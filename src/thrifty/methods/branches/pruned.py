@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...core import Site
+from ...core import Site, base
 from ...core.errors import ThriftyError, Unfit
 from ...core.part import Part
-from ...core.site import owned
 from ...core.weight import read
 from ..sparse.squared_gradients import of_weight, squared_gradients
 from .ladder import tail
@@ -49,7 +48,7 @@ def weigh(at: Attachment, init: str, batches: Iterable[Any] | None, examples: in
     Raises:
         ThriftyError: "fisher" without data. Unfit: a quantised trunk, whose weights have no gradient.
     """
-    own = {n: p for n, p in at.model.named_parameters() if not owned(n)}
+    own = dict(base.parameters(at.model))
     if init == "random" or next(iter(own.values())).is_meta:
         return None
     if init == "magnitude":

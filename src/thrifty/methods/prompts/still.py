@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...core import Edit, Site, register
-from ...core.site import owned
+from ...core import Edit, Site, base, register
 
 if TYPE_CHECKING:
     from ...core import Attachment
@@ -31,9 +30,9 @@ class Still(Edit):
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """All arguments of the model, as they are."""
         if self.training:
-            for path, module in self.site.module.named_modules():
+            for path, module in base.modules(self.site.module):
                 decides = self.recompute and getattr(module, "gradient_checkpointing", False)
-                if path and module.training and not owned(path) and not decides:
+                if path and module.training and not decides:
                     module.training = False
         return args, kwargs
 
