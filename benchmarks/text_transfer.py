@@ -14,6 +14,7 @@ shots        answers from demonstrations alone, with gold and with random labels
 """
 from __future__ import annotations
 
+import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from study import ASSETS, WEIGHTS, Case, Row, Study, describe, read_splits
 import thrifty
 from thrifty.methods import make
 from thrifty.train.precision import choose
-from thrifty.train.predict import open_adapter
+from thrifty.train.predict import Opened, open_adapter
 from thrifty.train.predicting import answer
 from thrifty.train.processes import here
 
@@ -62,25 +63,35 @@ def treebank(language: str) -> dict[str, list[Row]]:
 def pos(case: Case, label: str, seed: int, out: Path) -> Row:
     """A tagger trained on English, asked in all three languages; MAD-X stacks it on adapters that learned each as a language."""
     own, spoken = {}, {}
-    if label.startswith("mad-x"):
+    if label == "mad-x":
         texts = {language: [{"text": " ".join(row["tokens"])} for row in treebank(language)["train"]] for language in LANGUAGES}
         spoken = {language: tune(case, {"train": texts[language]}, "mad-x-language", out / language, seed=seed, limit=640, epochs=1,
                                  batch=16, rate=1e-3, task="masked-language", max_length=64).adapter for language in LANGUAGES}
         own = {"language": str(spoken["en"])}
-    name = label.partition(",")[0]
-    run = tune(case, treebank("en"), name, out / "run", own, seed=seed, rate=RATES[name], **case.settings)
+    run = tune(case, treebank("en"), label, out / "run", own, seed=seed, rate=RATES[label], **case.settings)
     opened = open_adapter(run.folder)
-    scores = {}
+    scores = {language: ask(opened, language) for language in LANGUAGES}
+    if not spoken:
+        return describe("pos", label, seed, case, run, scores)
+    swapped = {}
     for language in LANGUAGES:
-        if spoken and "not swapped" not in label:
-            thrifty.swap(opened.at, "language", spoken[language])
-        rows = treebank(language)["test"]
-        known = {tag: i for i, tag in enumerate(opened.task.labels)}
-        table = {"tokens": [row["tokens"] for row in rows], "tags": [[known[tag] for tag in row["tags"]] for row in rows]}
-        said = answer(opened.task.predict, opened.task, opened.backbone.model, opened.task.encode(table), 32, here("cpu"),
-                      choose("float32", here("cpu").device))
-        scores[language] = opened.task.metrics(said, table)["token_accuracy"]
-    return describe("pos", label, seed, case, run, scores)
+        thrifty.swap(opened.at, "language", spoken[language])
+        swapped[language] = ask(opened, language)
+    return describe("pos", label, seed, case, run, swapped) | {"unswapped": scores}
+
+
+def ask(opened: Opened, language: str) -> float:
+    """Token accuracy on the test split of a language."""
+    rows, known = treebank(language)["test"], {tag: i for i, tag in enumerate(opened.task.labels)}
+    table = {"tokens": [row["tokens"] for row in rows], "tags": [[known[tag] for tag in row["tags"]] for row in rows]}
+    said = answer(opened.task.predict, opened.task, opened.backbone.model, opened.task.encode(table), 32, here("cpu"),
+                  choose("float32", here("cpu").device))
+    return opened.task.metrics(said, table)["token_accuracy"]
+
+
+def unswapped() -> list[Row]:
+    """MAD-X asked in all languages with the English language adapter, by the same trained taggers: rows of their own."""
+    return [{**row, "method": "mad-x, English for all", "test": row["unswapped"]} for row in STUDY.stored() if "unswapped" in row]
 
 
 def tagging(case: Case, label: str, seed: int, out: Path) -> Row:
@@ -93,7 +104,8 @@ def tagging(case: Case, label: str, seed: int, out: Path) -> Row:
 
 def glue(case: Case, label: str, seed: int, out: Path) -> Row:
     """Four tasks at once, a head each."""
-    data = {name: TEXT / f"glue_{name}" for name in ("mrpc", "rte", "stsb", "cola")}
+    data = {name: {**(splits := read_splits(TEXT / f"glue_{name}")), "test": random.Random(0).sample(splits["test"], 277)}
+            for name in ("mrpc", "rte", "stsb", "cola")}
     run = tune(case, data, label, out, seed=seed, rate=RATES[label], **case.settings)
     return describe("glue", label, seed, case, run)
 
@@ -149,12 +161,12 @@ CASES = {
                  {"text": "sentence1", "text_pair": "sentence2", "label": "label_name"}, 1000),
     "pos": Case("text/ud_partut", "minilm", "en,fr,it", "token accuracy; 480 English training rows, none of French and Italian but "
                 "what their language adapters read: 640 sentences each, masked", {"limit": 480, "epochs": 2, "max_length": 96},
-                ("linear-probe", "pfeiffer", "mad-x", "mad-x, not swapped")),
+                ("linear-probe", "pfeiffer", "mad-x")),
     "tagging": Case("text/ud_partut", "minilm", "mean_of_tasks,en.token_accuracy,fr.token_accuracy,it.token_accuracy",
                     "320 training rows of each language, one head", {"limit": 320, "epochs": 2, "max_length": 96},
                     ("linear-probe", "full", "pfeiffer", "udapter")),
     "glue": Case("text/glue", "minilm", "mean_of_tasks,mrpc.accuracy,rte.accuracy,stsb.pearson,cola.matthews",
-                 "240 training rows of each of MRPC, RTE, STS-B and CoLA; the official dev splits are the test splits",
+                 "240 training rows of each of MRPC, RTE, STS-B and CoLA; the test splits are 277 rows of each official dev split",
                  {"limit": 240, "epochs": 2, "max_length": 128, "metric": {"mrpc": "accuracy"}},
                  ("linear-probe", "full", "lora", "pfeiffer", "pals", "hyperformer", "hyperformer++")),
     "t5": Case("text/glue and superglue", "flan-t5-small", "mean_of_tasks,mrpc.accuracy,rte.accuracy,cb.accuracy",
@@ -194,7 +206,7 @@ are not records. flan-t5-small is the checkpoint that writes titles, not the ori
 """
 
 
-STUDY = Study(__file__, "text-transfer.md", INTRODUCTION, CASES, measure)
+STUDY = Study(__file__, "text-transfer.md", INTRODUCTION, CASES, measure, unswapped)
 
 if __name__ == "__main__":
     STUDY.main(__doc__)

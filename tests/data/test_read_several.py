@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from thrifty.core.errors import BadData, NoSuchSetting
+from thrifty.core.errors import BadData, NoSuchSetting, Unfit
 from thrifty.data import Dataset, Several, is_several, read, read_several
 from thrifty.data.several import columns_of, each
 
@@ -103,3 +103,36 @@ def test_settings_by_task() -> None:
     assert columns_of(told, names) == {"rte": {"label": "y", "text": "premise"}, "stsb": {"label": "y", "text": "sentence"}}
     with pytest.raises(NoSuchSetting, match="columns speaks of a task 'ret'"):
         columns_of({"ret.text": "premise"}, names)
+
+
+def tagged(words: str, tags: str) -> dict[str, list[str]]:
+    return {"tokens": words.split(), "tags": tags.split()}
+
+
+def languages() -> dict[str, dict[str, list[dict[str, list[str]]]]]:
+    en = [tagged(f"a{i} b{i} c{i}", "DET NOUN X") for i in range(4)]
+    it = [tagged(f"d{i} e{i}", "NOUN INTJ") for i in range(4)]
+    return {name: {"train": rows[:2], "validation": rows[2:3], "test": rows[3:]} for name, rows in (("en", en), ("it", it))}
+
+
+def test_one_head_numbers_the_classes_of_all_datasets_alike() -> None:
+    found = read_several(languages(), lambda name, source: read(source), one_head=True)
+    assert found.parts["en"].labels == found.parts["it"].labels == ["DET", "NOUN", "X", "INTJ"]
+    assert found.labels == {"en": ["DET", "NOUN", "X", "INTJ"], "it": ["DET", "NOUN", "X", "INTJ"]}
+    assert [found.parts[name].splits["train"]["tags"] for name in ("en", "it")] == [[[0, 1, 2]] * 2, [[1, 3]] * 2]
+    assert [row["tags"] for row in found.test()["row"]] == [[0, 1, 2], [1, 3]]
+    assert found.parts["it"].record["labels"] == ["DET", "NOUN", "X", "INTJ"]
+    assert "one head for all: none of these rows is of DET, X." in found.parts["it"].record["decisions"]
+
+
+def test_without_one_head_every_dataset_keeps_its_own_numbers() -> None:
+    found = read_several(languages(), lambda name, source: read(source))
+    assert found.labels == {"en": ["DET", "NOUN", "X"], "it": ["INTJ", "NOUN"]}
+
+
+def test_one_head_refuses_classes_that_have_nothing_in_common() -> None:
+    rows = {"en": ("good", "bad"), "fr": ("bon", "mauvais")}
+    data = {name: {split: [{"text": f"{name} {split} {i} {w}", "label": w} for i in range(2) for w in words]
+                   for split in ("train", "validation", "test")} for name, words in rows.items()}
+    with pytest.raises(Unfit, match="one_head: task 'en' has no class in common .*: its classes are .*bad.*, theirs .*bon"):
+        read_several(data, lambda name, source: read(source), one_head=True)

@@ -57,6 +57,14 @@ class Dataset:
         """How many rows the test split has. Asking does not open it."""
         return self._test_rows
 
+    def number_classes(self, labels: list[str]) -> None:
+        """Count the classes as ``labels`` does, which has all of them and perhaps more, in every split."""
+        place = [labels.index(label) for label in self.labels or []]
+        for table in (*self.splits.values(), *([self._test] if self._test else [])):
+            for role in table.keys() & {"label", "tags"}:
+                table[role] = [[place[tag] for tag in value] if isinstance(value, list) else place[value] for value in table[role]]
+        self.labels = self.record["labels"] = labels
+
     def test(self) -> Table:
         """The test split.
 

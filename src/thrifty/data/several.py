@@ -12,6 +12,7 @@ from thrifty.data.dataset import Dataset
 from thrifty.data.memory import is_table
 from thrifty.data.overlap import find_overlap
 from thrifty.data.rows import Table
+from thrifty.data.sharing import share_classes
 from thrifty.data.splitnames import canonical
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -70,16 +71,20 @@ def _holds_tables(part: Any) -> bool:
     return is_table(part) or (isinstance(part, Mapping) and bool(part) and all(is_table(inner) for inner in part.values()))
 
 
-def read_several(sources: Mapping[str, Any], read: Callable[[str, Any], Dataset]) -> Several:
-    """``sources`` by task, each read by ``read(name, source)``, or a `Dataset` already.
+def read_several(sources: Mapping[str, Any], read: Callable[[str, Any], Dataset], one_head: bool = False) -> Several:
+    """``sources`` by task, each read by ``read(name, source)``, or a `Dataset` already; with ``one_head`` the classes of those that
+    are of one kind are numbered alike.
 
-    Raises: NoSuchSetting for names that tasks cannot have; what ``read`` raises, with the task's name before it.
+    Raises: NoSuchSetting for names that tasks cannot have; what ``read`` raises, with the task's name before it; Unfit for
+        classes that ``one_head`` cannot have together.
     """
     check_names(sources)
     parts = {}
     for name, source in sources.items():
         with naming(name):
             parts[name] = source if isinstance(source, Dataset) else read(name, source)
+    if one_head and len({(part.task, part.format) for part in parts.values()}) == 1:
+        share_classes(parts)
     return Several(parts)
 
 

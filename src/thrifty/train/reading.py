@@ -31,7 +31,7 @@ def read_data(data: Any, settings: Settings, model: Any) -> Dataset:
     columns, words = columns_of(settings.columns, names), words_of(settings.words, names)
     return read_several(data, lambda name, source: read_one(source, replace(
         settings, task=told["task"][name], columns=columns[name] or None, format=told["format"][name], words=words[name] or None,
-        answer=settings.answer if told["format"][name] else "auto"), model))
+        answer=settings.answer if told["format"][name] else "auto"), model), bool(settings.one_head))
 
 
 def refuse_for_one(settings: Settings) -> None:

@@ -45,7 +45,7 @@ class Settings(Checked):
         None, "of several datasets: how often a batch comes from each, in proportion to rows^(1/temperature) (default: 1, by "
               "size); equal; or annealed, from by size towards equal")
     cap: int | None = said(None, "of several datasets: count at most this many rows of each")
-    one_head: bool | None = said(None, "of several datasets with the same labels, such as languages: one head for all")
+    one_head: bool | None = said(None, "of several datasets of one kind, such as languages: one head with the classes of all")
 
     augment: str | dict[str, Any] | None = said(None, "pictures of training rows changed by chance: none, flip, crop-flip, "
                                                       "randaugment, or vtab (see thrifty.data.augmenting). Of several datasets: "
