@@ -104,8 +104,10 @@ def tagging(case: Case, label: str, seed: int, out: Path) -> Row:
 
 def glue(case: Case, label: str, seed: int, out: Path) -> Row:
     """Four tasks at once, a head each."""
-    data = {name: {**(splits := read_splits(TEXT / f"glue_{name}")), "test": random.Random(0).sample(splits["test"], 277)}
-            for name in ("mrpc", "rte", "stsb", "cola")}
+    data = {}
+    for name in ("mrpc", "rte", "stsb", "cola"):
+        splits = read_splits(TEXT / f"glue_{name}")
+        data[name] = {"train": splits["train"], "test": random.Random(0).sample(splits["validation"], 277)}
     run = tune(case, data, label, out, seed=seed, rate=RATES[label], **case.settings)
     return describe("glue", label, seed, case, run)
 
