@@ -11,7 +11,9 @@ import transformers
 
 import thrifty
 from thrifty.cli import main
+from thrifty.core.errors import NoSuchSetting
 from thrifty.models import load
+from thrifty.train.predict import open_adapter
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +137,38 @@ def test_report_makes_the_page_again(run: Path, capsys: pytest.CaptureFixture[st
     (run / "report.html").unlink()
     assert main(["report", str(run)]) == 0
     assert (run / "report.html").read_bytes() == before and "report.html" in capsys.readouterr().out
+
+
+def test_four_bits_from_training_to_merging(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("bitsandbytes", reason='weights in four bits need bitsandbytes: pip install "thrifty[quantised]"')
+    folder = place / "four"
+    words = ["tune", "--model", place / "bert", "--data", place / "table", "--out", folder, "--set", "rank=4", "--weights", "nf4",
+             "--epochs", 1, "--batch", 8, "--rate", "1e-2", "--quiet"]
+    assert main([str(word) for word in words]) == 0, capsys.readouterr().err
+    assert json.loads((folder / "config.json").read_text())["weights"] == "nf4"
+    reported = lines((folder / "predictions.jsonl").read_text())
+    capsys.readouterr()
+    assert main(["predict", str(folder), "--text", str(reported[0]["input"])]) == 0
+    assert json.loads(capsys.readouterr().out)["scores"] == pytest.approx(reported[0]["scores"], abs=1e-5)
+    assert main(["merge", str(folder), "--out", str(place / "four-merged")]) == 0
+    assert "into the base as its four bits stand for it" in capsys.readouterr().out
+    opened = open_adapter(folder)
+    batch = transformers.AutoTokenizer.from_pretrained(place / "bert")(["the pipe leak flood"], return_tensors="pt")
+    with torch.no_grad():
+        hidden = opened.backbone.model.base_model(**batch)[0]
+        merged = transformers.AutoModel.from_pretrained(place / "four-merged").eval()
+        torch.testing.assert_close(merged(**batch)[0], hidden, rtol=1e-4, atol=1e-5)
+    assert main(["merge", str(folder), "--onto", "full", "--out", str(place / "four-full")]) == 0
+    said = capsys.readouterr().out
+    assert "into the full base: the weights that training saw lie" in said and "evaluate what came out" in said
+    assert main(["merge", str(place / "run"), "--onto", "full", "--out", str(place / "one-full")]) == 0
+    assert "rounding error" in capsys.readouterr().out
+
+
+def test_what_four_bits_and_paged_states_need(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["tune", "--model", str(place / "bert"), "--data", str(place / "table"), "--out", str(place / "none"), "--quiet"]
+    assert main([*words, "--optimizer", "paged-adamw", "--device", "cpu"]) == 2
+    assert "pages its states out of the memory of a CUDA card, and this trains on cpu" in capsys.readouterr().err
+    backbone = load(str(place / "bert"), "text-classification", ["light", "road", "water"])
+    with pytest.raises(NoSuchSetting, match="weights='nf4' is for models given by name"):
+        thrifty.tune(backbone, place / "table", out=place / "module", weights="nf4", progress=False)

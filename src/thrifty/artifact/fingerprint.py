@@ -13,6 +13,7 @@ from ..core.errors import BrokenArtifact, WrongBase
 from ..core.ledger import Ledger, first_names, ledger
 from .naming import named
 
+PACKED = {"absmax", "nested_absmax", "quant_map"}  # what stands beside weights in four bits
 ROUNDED = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -41,8 +42,12 @@ def refuse_other(model: nn.Module, recorded: Any, skip: Iterable[str]) -> str:
     stored, tensors = _stored(recorded), base_tensors(model, frozenset(skip))
     missing, extra = [n for n in stored if n not in tensors], [n for n in tensors if n not in stored]
     if missing or extra:
+        packed = [{n.rpartition(".")[2] for n in names} & PACKED for names in (missing, extra)]
+        odd = "quantised to four bits and this one is not" if packed[0] else "not quantised and this one is"
+        why = "" if bool(packed[0]) == bool(packed[1]) else (
+            f". Its base was {odd}: load the model as it was, or pass base='any' for answers that differ by the rounding")
         raise WrongBase(f"this adapter was trained on a model with other tensors: {len(missing)} are missing here "
-                        f"{missing[:3]}, {len(extra)} are not in its base {extra[:3]}")
+                        f"{missing[:3]}, {len(extra)} are not in its base {extra[:3]}{why}")
     return _match(model, tensors, recorded)
 
 

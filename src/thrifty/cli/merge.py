@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.cli.parsing import Parser
+from thrifty.core import Attachment
 from thrifty.core.errors import ThriftyError
-from thrifty.core.merging import MergeReport
+from thrifty.core.weight import read
+from thrifty.models import dequantise
 from thrifty.train.files import write_json
 from thrifty.train.predict import open_adapter
 
 EXAMPLES = (
     "thrifty merge runs/first --out merged/",
     "thrifty merge shared/adapter --model ./bert --out merged/ --limit 0.01",
+    "thrifty merge runs/in-four-bits --onto full --out merged/",
 )
 
 
@@ -27,17 +30,21 @@ def parser() -> Parser:
     made.add_argument("--model", help="the base model, if it is no longer where it was in training")
     made.add_argument("--limit", type=float, default=0.05, metavar="X",
                       help="refuse if rounding would lose more than this share of the adapter's effect (default: 0.05)")
+    made.add_argument("--onto", choices=["trained", "full"], default="trained",
+                      help="of an adapter trained on weights in four bits: into what they stand for, as in training (default), "
+                           "or into the full weights; how far these lie apart is said")
     return made
 
 
 def run(args: argparse.Namespace, words: list[str]) -> None:
     """Merge, save, and say what it cost."""
-    print(merge(args.run, Path(args.out), args.model, args.limit))
+    for line in merge(args.run, Path(args.out), args.model, args.limit, args.onto):
+        print(line)
     print(f"model in {args.out}")
 
 
-def merge(run: str, out: Path, model: str | None = None, limit: float = 0.05) -> MergeReport:
-    """The merged model of ``run`` in the new folder ``out``.
+def merge(run: str, out: Path, model: str | None = None, limit: float = 0.05, onto: str = "trained") -> list[str]:
+    """Write the merged model of ``run`` into the new folder ``out``; returns what is to be said of it.
 
     Raises:
         ThriftyError: ``out`` exists, or the model cannot be saved.
@@ -46,9 +53,30 @@ def merge(run: str, out: Path, model: str | None = None, limit: float = 0.05) ->
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ThriftyError(f"{out} exists and is not empty: choose a new folder for the merged model")
     opened = open_adapter(run, model)
-    report = opened.at.merge(limit, keep_base=False)
+    if opened.about.get("weights", "full") == "full":
+        said = [str(opened.at.merge(limit, keep_base=False))]
+    elif onto == "trained":
+        said = [str(opened.at.merge(limit, "dequantise", keep_base=False)),
+                "into the base as its four bits stand for it, which training saw, now in full precision"]
+        dequantise(opened.backbone.model)
+    else:
+        trained, opened = opened, open_adapter(run, model, weights="full")
+        said = [compare(trained.at, opened.at), str(opened.at.merge(limit, keep_base=False))]
     save(opened.backbone, out)
-    return report
+    return said
+
+
+def compare(trained: Attachment, full: Attachment) -> str:
+    """How far the weights that an adapter was trained on lie from the full ones, beside what the adapter changes."""
+    paths = {path for edit in trained.edits.values() for path in edit.folds_into()}
+    apart, sizes = [], []
+    for path in sorted(paths):
+        held, whole = (read(at.model.get_submodule(path), path).double() for at in (trained, full))
+        apart.append(float((held - whole).norm()))
+        sizes.append(float(whole.norm()))
+    worst = max(a / s for a, s in zip(apart, sizes, strict=True))
+    return (f"into the full base: the weights that training saw lie {sum(apart) / sum(sizes):.1%} of their size from it (worst "
+            f"layer {worst:.1%}); the adapter learned beside those, so evaluate what came out")
 
 
 def save(backbone: Any, out: Path) -> None:

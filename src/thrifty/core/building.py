@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import base
 from . import ledger as ledgers
 from .edit import Edit, Shared, build, plain
-from .errors import HalfAdapted, NoSuchSite, ThriftyError
+from .errors import HalfAdapted, NoSuchSite, ThriftyError, Unfit
 from .finding import sites, survey
 from .hooks import install, rehook, remove
 from .merging import touched
@@ -179,6 +179,7 @@ class Building:
 
         Raises:
             HalfAdapted: another attachment trains it already, or is merged into it.
+            Unfit: it is quantised, and what stands for several numbers has no gradient.
         """
         name = ledgers.canonical(self.model, name)
         if name in self.base:
@@ -190,6 +191,9 @@ class Building:
         if merged:
             raise HalfAdapted(f"{merged!r} is merged into {name!r} and keeps its original: unmerge it before this trains in place")
         parameter = self.model.get_parameter(name)
+        if not parameter.is_floating_point():
+            raise Unfit(f"{name!r} is quantised ({parameter.dtype}) and cannot train in place: choose a method that adds "
+                        "parameters, or hold the weights in full")
         self.base[name] = parameter.detach().clone()
         parameter.requires_grad_(True)
         if wildcard:

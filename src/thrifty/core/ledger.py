@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import base
 from .digest import digest
-from .errors import FrozenMoved, HalfAdapted, ThriftyError, nearest
+from .errors import FrozenMoved, HalfAdapted, ThriftyError, Unfit, nearest
 from .opening import close_attention, open_attention
 from .sparse import hold
 
@@ -123,6 +123,19 @@ def canonical(model: nn.Module, name: str) -> str:
     if name not in every:
         raise ThriftyError(f"{type(model).__name__} has no parameter {name!r}." + nearest(name, every))
     return next(n for n, p in base.parameters(model) if p is every[name])
+
+
+def unfrozen(model: nn.Module) -> list[str]:
+    """Names of the base parameters that were free to train before anything was attached.
+
+    Raises:
+        Unfit: weights are quantised, and no whole model trains without them.
+    """
+    book, every = ledger(model), dict(base.parameters(model))
+    if packed := [name for name, p in every.items() if not p.is_floating_point()]:
+        raise Unfit(f"{packed[0]!r} is quantised ({len(packed)} such), and has no gradient: choose a method that adds parameters, "
+                    "or hold the weights in full")
+    return [name for name in every if book is None or book.wanted.get(name, True)]
 
 
 def first_names(model: nn.Module) -> dict[str, str]:

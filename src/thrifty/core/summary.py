@@ -4,7 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import base
+from . import base, weight
 
 if TYPE_CHECKING:
     from .attachment import Attachment
@@ -57,7 +57,7 @@ def summarise(at: Attachment) -> Summary:
     shared = sum(p.numel() for p in at.context.shared.parameters()) if at.context.shared is not None else 0
     parameters = dict(at.model.named_parameters())
     in_place = sum(int(at.masks[n].sum()) if n in at.masks else parameters[n].numel() for n in at.base if n in parameters)
-    whole = sum(p.numel() for _, p in base.parameters(at.model))
+    whole = sum(weight.count(p) for _, p in base.parameters(at.model))
     sites = [(role, edit, count, total) for (role, edit), (count, total) in rows.items()]
     if shared:
         sites.append(("shared", at.shared_as[0] if at.shared_as else "", 1, shared))

@@ -45,9 +45,19 @@ def writable(module: nn.Module) -> bool:
     return not is_quantised(module) and not hasattr(getattr(module, "weight", None), "full_tensor")
 
 
+def count(parameter: Tensor) -> int:
+    """How many numbers a parameter stands for; a packed one has several in a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return int(parameter.numel() if state is None else state.shape.numel())
+
+
 def _dequantise(module: Any, where: str) -> Tensor:
     weight = module.weight
     packed = weight() if callable(weight) else weight
+    if (state := getattr(packed, "quant_state", None)) is not None:  # bitsandbytes, 4 bits
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(packed.data, state)
     if hasattr(packed, "dequantize") and not hasattr(packed, "quant_state"):
         return packed.dequantize()
     width = getattr(module, "in_features", None)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..core import Method, base, need
+from ..core import Method, need
 from ..core.errors import Unfit
 from ..core.hooks import main
-from ..core.ledger import ledger
+from ..core.ledger import unfrozen
 from ..core.probe import guess_example
 from .depth.block_policy import NETWORKS, Policy, bounded, log_likelihood, reward
 from .depth.dropping import Drop, droppable
@@ -89,11 +89,8 @@ class BlockDrop(Method):
                free=self.free(0, 1, len(blocks)))
         for number, site in enumerate(blocks):
             at.put(site, Drop, number=number)
-        book = ledger(at.model)
-        assert book is not None
-        for name in [n for n, _ in base.parameters(at.model)] if self.joint else ():
-            if book.wanted.get(name, True):
-                at.train(name, wildcard=True)
+        for name in unfrozen(at.model) if self.joint else ():
+            at.train(name, wildcard=True)
 
     def free(self, step: int, total: int, blocks: int) -> int:
         """How many of the last blocks may be left out after ``step`` steps of ``total``."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..core import Method, base, need
+from ..core import Method, need
 from ..core.errors import Unfit
-from ..core.ledger import ledger
+from ..core.ledger import unfrozen
 from ..core.roles import HEADS
 from ..core.site import at_path
 from .sparse.diff_gates import Again, Gates, gates_of
@@ -72,14 +72,12 @@ class DiffPruning(Method):
         """Claim every parameter but the head's, and put the gates where the model is entered.
 
         Raises:
-            Unfit: there is no such parameter.
+            Unfit: there is no such parameter, or weights are quantised.
         """
-        book = ledger(at.model)
-        assert book is not None
         words = getattr(at.model, "get_output_embeddings", lambda: None)()  # a head that came with the weights
         known = {id(p) for p in words.parameters()} if words is not None else set()
-        names = [n for n, p in base.parameters(at.model) if n not in at.base and book.wanted.get(n, True)
-                 and (id(p) in known or not HEADS.search(n))]
+        names = [n for n in unfrozen(at.model) if n not in at.base
+                 and (id(at.model.get_parameter(n)) in known or not HEADS.search(n))]
         if not names:
             raise Unfit(f"{type(at.model).__name__} has no weights outside its head to change")
         for name in names:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core import Method, base, need, set_apart
-from ..core.ledger import ledger
+from ..core.ledger import unfrozen
 from ..core.roles import HEADS
 
 if TYPE_CHECKING:
@@ -42,12 +42,13 @@ class FullFineTuning(Method):
         need(self.head_factor > 0, self, "head_factor", "positive")
 
     def attach(self, at: Attachment, batches: Iterable[Any] | None = None) -> None:
-        """Claim every parameter, and the buffers of every batch norm."""
-        book = ledger(at.model)
-        assert book is not None
-        for name in [n for n, _ in base.parameters(at.model)]:
-            if book.wanted.get(name, True):
-                at.train(name, wildcard=True)
+        """Claim every parameter, and the buffers of every batch norm.
+
+        Raises:
+            Unfit: weights are quantised.
+        """
+        for name in unfrozen(at.model):
+            at.train(name, wildcard=True)
         at.train_buffers([f"{path}.{name}" if path else name for path, module in base.modules(at.model)
                           if isinstance(module, _BatchNorm) for name, _ in module.named_buffers(recurse=False)])
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from thrifty.core import weight
 from thrifty.core.errors import NoSuchSite, nearest
 from thrifty.models.preprocessing import describe
 
@@ -21,7 +22,8 @@ class Backbone:
         source: plain JSON. ``id`` as the user wrote it, ``kind`` (built-in, folder, hub, timm or module), ``revision``,
             ``task``, ``class``, ``files``, ``config_sha256``, ``dtype``, ``attention``, ``pooling``, ``seed`` of the new
             tensors, ``image`` (how pictures are prepared), ``new_tensors`` (parameters that no checkpoint filled and that
-            therefore must train), ``parameters`` and ``notes``, whole sentences about what was decided on the way.
+            therefore must train), ``weights`` where they are not held in full, ``parameters`` and ``notes``, whole sentences about
+            what was decided on the way.
         head: the values of the checkpoint's own classifier by the model's parameter names, in whatever shape they were; empty
             where it has none. `attach` takes it as ``source_head``.
     """
@@ -60,7 +62,7 @@ def wrap(module: nn.Module, preprocess: Any = None, *, new: Sequence[str] = (), 
 
 def count(module: nn.Module) -> int:
     """The numbers in all parameters, each tied one once."""
-    return sum(parameter.numel() for parameter in module.parameters())
+    return sum(weight.count(parameter) for parameter in module.parameters())
 
 
 def _dtype(module: nn.Module) -> str | None:

@@ -18,6 +18,7 @@ from thrifty.models.finding import Found, find
 from thrifty.models.kinds import LABELLED, PICTURES, WRITERS, check_task, configure, form, has_two_towers
 from thrifty.models.pooled import SentenceClassifier, pools_by_mean
 from thrifty.models.preprocessing import load_image_processor, load_tokenizer
+from thrifty.models.quantising import WEIGHTS, quantise
 from thrifty.models.readers import Readers
 from thrifty.models.source_head import read_head
 
@@ -26,21 +27,34 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load(name: str, task: str, labels: Sequence[str] | None = None, *, dtype: str | torch.dtype | None = None,
-         offline: bool = False, seed: int = 0) -> Backbone:
+         weights: str = "full", offline: bool = False, seed: int = 0) -> Backbone:
     """The model called ``name``, in evaluation mode on the CPU, in the form that ``task`` needs.
 
     ``name`` is `minilm`, `vit-mini`, the path of a folder in Hugging Face's layout, a hub id ("owner/name", with an optional
     "@revision"), "timm:" and the name of a timm model with local weights, or "zoo:" and the names of several
     models, separated by commas. Tensors that the checkpoint does not hold, such as a
     new head, are drawn under ``seed`` and listed in ``source["new_tensors"]``; a classifier that the checkpoint holds is kept
-    in ``head``. ``dtype`` is float32 unless told otherwise, whatever the file was stored in. No code that comes with a model is
-    run, and only safetensors are read.
+    in ``head``. ``dtype`` is float32 unless told otherwise, whatever the file was stored in. With ``weights`` "nf4" those of the
+    linear layers are held in four bits, made from what the file holds, and all else in float32 (`thrifty.models.quantise`). No code
+    that comes with a model is run, and only safetensors are read.
 
     Raises: NoSuchSetting for a model, task or dtype that does not exist, or a model without a form for the task;
         BadData for labels that do not fit; BrokenArtifact for a damaged folder or a checkpoint that lacks more than a head;
         Missing for a package that is not installed.
     """
+    if weights not in WEIGHTS:
+        raise NoSuchSetting(f"weights {weights!r} are not offered.{nearest(weights, WEIGHTS)}")
     check_task(task, labels)
+    backbone = _load(name, task, labels, dtype, offline, seed, weights == "full")
+    if weights != "full":
+        turned = quantise(backbone.model, backbone.source["new_tensors"])
+        backbone.source |= {"weights": weights, "dtype": "float32"}
+        backbone.source["notes"].append(f"The weights of {len(turned)} linear layers are held in four bits (NF4).")
+    return backbone
+
+
+def _load(name: str, task: str, labels: Sequence[str] | None, dtype: str | torch.dtype | None, offline: bool, seed: int,
+          full: bool) -> Backbone:
     number = _dtype(dtype)
     if task == "navigation":
         from thrifty.navigation.saving import load_agent
@@ -57,6 +71,8 @@ def load(name: str, task: str, labels: Sequence[str] | None = None, *, dtype: st
     found = find(name, offline=offline)
     with _quiet():
         config = configure(found.folder, name, task, labels)
+        if not full and dtype is None:
+            number = config.dtype or number
         mean = task in SENTENCES and pools_by_mean(found.folder)
         towers = task == "image-classification" and has_two_towers(config)
         read = _read_pooled if mean else _read_towers if towers else _read

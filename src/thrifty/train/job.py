@@ -179,7 +179,10 @@ class Job:
     def load(self, seed: int) -> Backbone:
         """The backbone; new tensors of a named one are drawn under ``seed``. For several tasks it has the form of the widest."""
         if isinstance(self.model, str):
-            return load(self.model, self.form, self.form_labels(), seed=seed)
+            return load(self.model, self.form, self.form_labels(), weights=self.settings.weights, seed=seed)
+        if self.settings.weights != "full":
+            raise NoSuchSetting(f"weights={self.settings.weights!r} is for models given by name: hold those of a module so "
+                                "yourself, with thrifty.models.quantise")
         return self.model if isinstance(self.model, Backbone) else wrap(self.model)
 
     @property
@@ -237,7 +240,7 @@ class Job:
         about: dict[str, Any] = {
             "task": self.task.name, "form": self.form, "labels": self.task.labels, "limits": self.task.limits,
             "metric": self.task.metric, "columns": self.dataset.columns, "model": self.backbone.source.get("id"),
-            "image": self.backbone.source.get("image")}
+            "weights": self.settings.weights, "image": self.backbone.source.get("image")}
         if self.processes.main:
             artifact.save(self.at, folder, **about)
         elif self.processes.sharded:

@@ -50,8 +50,11 @@ class Opened:
         return self.task, self.about["columns"]
 
 
-def open_adapter(run: str | os.PathLike[str], model: str | nn.Module | Backbone | None = None, device: str = "cpu") -> Opened:
+def open_adapter(run: str | os.PathLike[str], model: str | nn.Module | Backbone | None = None, device: str = "cpu", *,
+                 weights: str | None = None) -> Opened:
     """The adapter in ``run`` (the folder of a run, or of an adapter) on ``model``, by default the one it was trained on.
+
+    Where ``weights`` are to be held otherwise than in training ("full" after "nf4"), the base is not compared.
 
     Raises:
         BrokenArtifact: the folder holds no adapter, or one that does not say its task.
@@ -63,14 +66,14 @@ def open_adapter(run: str | os.PathLike[str], model: str | nn.Module | Backbone 
     if lacking:
         raise BrokenArtifact(f"{folder} does not say its {lacking[0]}, as adapters written by thrifty tune do: use thrifty.load")
     labels = about.get("labels")
-    model = model if model is not None else about["model"]
+    model, held = model if model is not None else about["model"], about.get("weights", "full")
     if isinstance(model, str):
-        backbone = load(model, *form_of(about))
+        backbone = load(model, *form_of(about), weights=weights or held)
     else:
         backbone = model if isinstance(model, Backbone) else wrap(model)
     refuse_other(about.get("image"), backbone.source.get("image"), str(folder))
     backbone.model.to(device)
-    at = artifact.load(backbone.model, folder)
+    at = artifact.load(backbone.model, folder, base="same" if weights in (None, held) else "any")
     return Opened(backbone, tasks.get(about["task"], backbone, labels, **about.get("limits", {})), at, about)
 
 

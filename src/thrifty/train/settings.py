@@ -65,6 +65,11 @@ class Settings(Checked):
     seeds: int = said(1, "trainings from different seeds; the report gives mean, spread and interval")
     seed: int = said(0, "of the new weights, the order of the data and dropout; the first of several")
 
+    weights: Literal["full", "nf4"] = said("full", "how the frozen weights of linear layers are held: full, or nf4, in four bits "
+                                                   "(QLoRA; bitsandbytes)")
+    optimizer: Literal["adamw", "paged-adamw"] = said(
+        "adamw", "what takes the steps; paged-adamw takes the same ones with states that a CUDA card may push out of its memory "
+                 "(bitsandbytes)")
     precision: Literal["auto", "float32", "bfloat16"] = said("auto", "auto computes in bfloat16 where the processor has it")
     cache: int | Literal["off", "auto", "still"] = said(
         "off", "run what lies below all that trains once per row, and keep what it gave: auto, where that changes nothing but "

@@ -13,6 +13,7 @@ from thrifty.core import Attachment
 from thrifty.core.errors import ThriftyError
 from thrifty.tasks import Task
 from thrifty.tasks.task import VIEW
+from thrifty.train import optimizers
 from thrifty.train.checkpoint import Checkpoint, States
 from thrifty.train.interrupt import Interrupted, Wish
 from thrifty.train.log import Log
@@ -56,7 +57,7 @@ class Training:
         groups = self.method.groups(at, settings.rate, settings.decay)
         if settings.head_rate is not None:
             groups = give_head(groups, head_of(at, task), settings.head_rate)
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.rate)
+        self.optimizer = optimizers.make(settings.optimizer, groups, settings.rate, processes.device)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.log = Log(seed)
         self.evaluate_at = evaluation_steps(self.total, self.order.per_epoch, settings.evaluations)
