@@ -102,19 +102,24 @@ def tagging(case: Case, label: str, seed: int, out: Path) -> Row:
     return describe("tagging", label, seed, case, run)
 
 
+def few(folder: str, train: int, validation: int, test: int) -> dict[str, list[Row]]:
+    """So many rows to learn from and to select on, of the official training split, and to test on, of the dev split."""
+    splits, draw = read_splits(TEXT / folder), random.Random(0)
+    known = draw.sample(splits["train"], min(train + validation, len(splits["train"])))
+    return {"train": known[:-validation], "validation": known[-validation:],
+            "test": draw.sample(splits["validation"], min(test, len(splits["validation"])))}
+
+
 def glue(case: Case, label: str, seed: int, out: Path) -> Row:
     """Four tasks at once, a head each."""
-    data = {}
-    for name in ("mrpc", "rte", "stsb", "cola"):
-        splits = read_splits(TEXT / f"glue_{name}")
-        data[name] = {"train": splits["train"], "test": random.Random(0).sample(splits["validation"], 277)}
+    data = {name: few(f"glue_{name}", 240, 100, 277) for name in ("mrpc", "rte", "stsb", "cola")}
     run = tune(case, data, label, out, seed=seed, rate=RATES[label], **case.settings)
     return describe("glue", label, seed, case, run)
 
 
 def t5(case: Case, label: str, seed: int, out: Path) -> Row:
     """Three tasks at once, in and out as text."""
-    data = {"mrpc": TEXT / "glue_mrpc", "rte": TEXT / "glue_rte", "cb": TEXT / "superglue_cb"}
+    data = {"mrpc": few("glue_mrpc", 120, 40, 200), "rte": few("glue_rte", 120, 40, 200), "cb": few("superglue_cb", 120, 40, 56)}
     run = tune(case, data, label, out, seed=seed, rate=ON_T5[label], format={name: f"t5:{name}" for name in data}, **case.settings)
     return describe("t5", label, seed, case, run)
 
@@ -168,12 +173,13 @@ CASES = {
                     "320 training rows of each language, one head", {"limit": 320, "epochs": 2, "max_length": 96},
                     ("linear-probe", "full", "pfeiffer", "udapter")),
     "glue": Case("text/glue", "minilm", "mean_of_tasks,mrpc.accuracy,rte.accuracy,stsb.pearson,cola.matthews",
-                 "240 training rows of each of MRPC, RTE, STS-B and CoLA; the test splits are 277 rows of each official dev split",
-                 {"limit": 240, "epochs": 2, "max_length": 128, "metric": {"mrpc": "accuracy"}},
+                 "240 training rows of each of MRPC, RTE, STS-B and CoLA, 100 to select on; 277 test rows of each dev split",
+                 {"epochs": 2, "max_length": 128, "metric": {"mrpc": "accuracy"}},
                  ("linear-probe", "full", "lora", "pfeiffer", "pals", "hyperformer", "hyperformer++")),
     "t5": Case("text/glue and superglue", "flan-t5-small", "mean_of_tasks,mrpc.accuracy,rte.accuracy,cb.accuracy",
-               "120 training rows of each of MRPC, RTE and CB in T5's format; the official dev splits are the test splits",
-               {"limit": 120, "epochs": 2, "max_length": 128, "metric": {"mrpc": "accuracy", "cb": "accuracy"}},
+               "120 training rows of each of MRPC, RTE and CB in T5's format, 40 to select on; 200 test rows (of CB 56) of the dev "
+               "splits",
+               {"epochs": 2, "max_length": 128, "metric": {"mrpc": "accuracy", "cb": "accuracy"}},
                ("full", "lora", "houlsby", "hyperformer", "hyperformer++")),
     "prompts": Case("text/superglue_cb", "flan-t5-small", "accuracy", "all 250 training rows in T5's format; sources are prompts "
                     "for MRPC and RTE, 240 rows each, with the same seed", {"epochs": 3, "max_length": 128, "metric": "accuracy"},
