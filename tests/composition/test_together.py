@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import thrifty
-from thrifty import Rows
+from thrifty import Rows, Stack
 from thrifty.composition.composed import Composed
 from thrifty.composition.together import Together
+from thrifty.core.errors import Unfit
 from thrifty.testing import tiny
 from thrifty.testing.measuring import stir
 
@@ -22,6 +23,9 @@ KINDS: dict[str, list[Any]] = {
     "pfeiffer": [thrifty.Pfeiffer(rank=3), thrifty.Pfeiffer(rank=3), thrifty.Pfeiffer(rank=5)],
     "houlsby": [thrifty.Houlsby(rank=3) for _ in range(3)],
     "prefix": [thrifty.PrefixTuning(mlp=False, length=3) for _ in range(3)],
+    "prefixes": [thrifty.PrefixTuning(mlp=False, length=length) for length in (3, 3, 1, 5)],
+    "with prefixes": [thrifty.LoRA(rank=2), thrifty.PrefixTuning(mlp=False, length=3), thrifty.IA3(), thrifty.Pfeiffer(rank=3),
+                      thrifty.PrefixTuning(mlp=False, length=2), thrifty.LoRA(rank=2), thrifty.PrefixTuning(mlp=False, length=3)],
     "mixed": [thrifty.LoRA(rank=2), thrifty.IA3(), thrifty.LoRA(rank=2), thrifty.Pfeiffer(rank=3), thrifty.IA3()],
 }
 
@@ -120,3 +124,32 @@ def test_a_copy_runs_on_its_own_tensors(tmp_path: Path, batch: Any) -> None:
         p.data.zero_()
     with torch.no_grad(), thrifty.task(other, rows):
         assert torch.equal(other(**batch).logits, before)
+
+
+@pytest.mark.parametrize("backbone", ["bert", "llama"])  # with a padding mask, and with a causal one
+def test_prefixes_of_any_length_beside_others_where_rows_are_masked(backbone: str, tmp_path: Path, batch: Any) -> None:
+    folders = {}
+    for i, method in enumerate((thrifty.PrefixTuning(mlp=False, length=4), thrifty.LoRA(rank=2),
+                                thrifty.PrefixTuning(mlp=False, length=1))):
+        at = thrifty.attach(tiny.make(backbone).fresh(), method)
+        stir(at, i, 0.2)
+        folders[f"a{i}"] = at.save(tmp_path / f"a{i}")
+    batch["attention_mask"][1:4, 3:] = 0
+    model, rows = tiny.make(backbone).fresh(), ["a0", "a1", "a2", "a0", "a2", "a1", "a0"]
+    thrifty.compose(model, Rows(folders))
+    for given in (batch, {"input_ids": batch["input_ids"]}):
+        with torch.no_grad(), thrifty.task(model, rows):
+            found = model(**given).logits
+        for i, name in enumerate(rows):
+            alone = tiny.make(backbone).fresh()
+            thrifty.load(alone, folders[name])
+            one = {key: t[i : i + 1] for key, t in given.items()}
+            torch.testing.assert_close(found[i, 0], alone(**one).logits[0, 0], rtol=1e-4, atol=1e-5)  # of words: the first one's
+
+
+def test_a_stack_around_rows_of_different_lengths_is_refused(tmp_path: Path, batch: Any) -> None:
+    folders = save_all([thrifty.PrefixTuning(mlp=False, length=length) for length in (3, 1, 2)], tmp_path)
+    model = tiny.make("bert").fresh()
+    thrifty.compose(model, Stack(Rows({name: folders[name] for name in ("a0", "a1")}), folders["a2"]))
+    with pytest.raises(Unfit, match="put the rows around the stack"), thrifty.task(model, ["a0", "a1"] * 3 + ["a0"]):
+        model(**batch)

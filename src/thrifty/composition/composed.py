@@ -10,6 +10,7 @@ from ..core import Branch, Edit, Site, register, registered
 from ..core.attending import Attending
 from ..core.errors import CannotMerge, Unfit
 from .fusion import Fusion
+from .levelling import level
 from .meaning import find_lead, refuse_meaningless
 from .together import Groups, Together, deal, groups
 from .tree import Tree, cut, leaves, mean, nodes
@@ -130,6 +131,9 @@ class Composed(Edit):
         parts, op = node["parts"], node["op"]
         if op == "stack":
             for part in reversed(parts) if self.port == "call" else parts:  # as brackets nest, see thrifty.core.hooks
+                if len(given) > 3:
+                    raise Unfit(f"at {self.site.path!r} rows have different numbers of keys in front, and a stack would put more "
+                                "before those: put the rows around the stack")
                 given = self._pass(part, given, x, rows)
             return given
         if op in ("rows", "parallel"):
@@ -151,6 +155,8 @@ class Composed(Edit):
             pieces.append(together.all(own, *mine) if together is not None else
                           self._pass(node["parts"][numbers[0]], mine[:len(given)], None if x is None else mine[-1], rows))
             places.append(rows)
+        if self.port == "attention" and len({piece[1].shape[2] for piece in pieces}) > 1:
+            pieces = level(pieces, given[1].shape[2])
         widths = {tuple(piece[-1].shape[1:]) for piece in pieces}
         if len(widths) > 1:
             raise Unfit(f"at {self.site.path!r} the parts give rows of different shapes, {sorted(widths)}, which make no one "
