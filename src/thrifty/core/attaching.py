@@ -22,7 +22,7 @@ def attach(model: nn.Module, method: Method, name: str = "default", *, also_trai
            example: Example | None = None, batches: Iterable[Any] | None = None, seed: int | None = 0,
            roles: Mapping[str, str] | None = None, tied: str = "refuse", check: bool = True,
            tasks: Sequence[str] = (), beside: Callable[[Attachment], object] | None = None,
-           source_head: Mapping[str, Tensor] | None = None) -> Attachment:
+           source_head: Mapping[str, Tensor] | None = None, activations: str | None = None) -> Attachment:
     """Freeze ``model``, put ``method`` on it and return the handle. The model keeps its class and its keys.
 
     Args:
@@ -39,6 +39,8 @@ def attach(model: nn.Module, method: Method, name: str = "default", *, also_trai
         beside: puts edits beside those of any method, such as ``thrifty.methods.heads.heads(2, 3)``, a head for each task.
         source_head: values that the model's head had before it got a new one, by the new one's names (`models.Backbone.head`),
             for methods that ask what the model knew.
+        activations: "all", "less" or "least" of them stay in memory for the backward pass; see `Attachment.activations`. None
+            leaves it as it is, which at first is "less". Gradients are the same.
 
     Raises:
         NoSuchSite, HalfAdapted, Unfit, NothingTrains, DeadEdit, NoSuchSetting: see each; the model is left as it was.
@@ -54,6 +56,8 @@ def attach(model: nn.Module, method: Method, name: str = "default", *, also_trai
     if tasks:
         at.about["tasks"] = name_tasks(tasks)
     try:
+        if activations is not None:
+            at.activations = activations
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.default_generator.manual_seed(seed)

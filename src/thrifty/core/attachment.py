@@ -25,6 +25,16 @@ class Attachment(Building):
     All tensors live in the model's own module tree; this object knows where, and keeps the plan that can rebuild it.
     """
 
+    @property
+    def activations(self) -> str:
+        """What the model's forward passes keep for the backward pass: "all" that torch keeps; "less", where what one cheap
+        operation makes of what is kept anyway is made again; "least", where outputs of frozen layers are too. It may be set."""
+        return self._book().level
+
+    @activations.setter
+    def activations(self, level: str) -> None:
+        self._book().keep(level)
+
     # -- using ------------------------------------------------------------------------------------------------------------
     def active(self) -> list[str]:
         """Names of the trainable tensors whose edit is on."""

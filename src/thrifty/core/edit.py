@@ -18,7 +18,7 @@ keys do not change, and deepcopy, ``.to``, FSDP and torch.compile treat it like 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,15 @@ def registered(name: str) -> type[Edit]:
     if name not in _REGISTRY:
         raise BrokenArtifact(f"unknown edit {name!r}." + nearest(name, _REGISTRY, 100))
     return _REGISTRY[name]
+
+
+class Product(NamedTuple):
+    """scale (h A^T) B^T, which an edit adds to what a linear layer answers: h [..., din], A [rank, din], B [dout, rank]."""
+
+    h: Tensor
+    A: Tensor
+    B: Tensor
+    scale: float
 
 
 class Edit(nn.Module):
@@ -114,6 +123,13 @@ class Edit(nn.Module):
             CannotMerge: there is none.
         """
         raise CannotMerge(f"{type(self).__name__} at {self.site.path!r} is not a change of a weight, so it cannot be merged")
+
+    def product(self, x: Tensor) -> Product | None:
+        """What ``forward`` adds to y where the site is a linear layer that read x, if that is a thin product; else None.
+
+        The layer and all such edits on it are then one operation, with the same result up to rounding; see `core.fusing`.
+        """
+        return None
 
     def folds_into(self) -> tuple[str, ...]:
         """Paths of the modules that ``fold`` is for: the site itself, or for an edit of what these read, all of its readers."""

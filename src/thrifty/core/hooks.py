@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .errors import ThriftyError
+from .fusing import fuse
 
 
 class Edits(nn.ModuleDict):
@@ -130,6 +131,8 @@ def _after(module: Any, args: Any, kwargs: Any, out: Any) -> Any:
         return out
     x = args[0] if args else next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
     y = main(out)
+    if x is not None and (together := fuse(module, acting, y, x)) is not None:
+        return together
     for edit in acting:
         part = edit.part
         y = edit(y, x) if part is None else part.put(y, edit(part.take(y), x))

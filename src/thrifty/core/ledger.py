@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import base
+from . import base, saving
 from .digest import digest
-from .errors import FrozenMoved, HalfAdapted, ThriftyError, Unfit, nearest
+from .errors import FrozenMoved, HalfAdapted, NoSuchSetting, ThriftyError, Unfit, nearest
 from .opening import close_attention, open_attention
 from .sparse import hold
 
@@ -27,6 +27,8 @@ class Ledger:
         self.wanted = {name: p.requires_grad for name, p in model.named_parameters()}
         self.handles: list[torch.utils.hooks.RemovableHandle] = []
         self.modes: dict[str, bool] = {}
+        self.saving: list[torch.utils.hooks.RemovableHandle] = []
+        self.keep("less")
         for name, module in model.named_modules():
             if isinstance(module, _BatchNorm) and module.track_running_stats:
                 self.modes[name] = module.training
@@ -36,10 +38,22 @@ class Ledger:
         for p in model.parameters():
             p.requires_grad_(False)
 
+    def keep(self, level: str) -> None:
+        """What forward passes keep for the backward pass from now on: "all" that torch keeps, "less", or the "least".
+
+        Raises:
+            NoSuchSetting: another level.
+        """
+        if level not in saving.LEVELS:
+            raise NoSuchSetting(f"activations: {level!r} is not one of {', '.join(saving.LEVELS)}." + nearest(level, saving.LEVELS))
+        for handle in self.saving:
+            handle.remove()
+        self.level, self.saving = level, saving.listen(self.model, level)
+
     def close(self) -> None:
         """Give the model back as it was before the first attachment."""
         close_attention(self.model)
-        for handle in self.handles:
+        for handle in (*self.handles, *self.saving):
             handle.remove()
         for name, mode in self.modes.items():
             self.model.get_submodule(name).train(mode)

@@ -21,7 +21,7 @@ class Decomposed(LowRank):
     ``detach`` ("simple" in the authors' code). The bias is not scaled. While dropout is on, what (g - 1) multiplies is
     computed from the dropped input too:
 
-        y <- y + (g - 1) (drop(x) W) + g s B A drop(x)
+        y <- y + g (drop(x) W + s B A drop(x)) - drop(x) W
     """
 
     additive = False
@@ -44,7 +44,7 @@ class Decomposed(LowRank):
         else:
             bias = self.site.bias
             base = y.to(self.m.dtype) if bias is None else y.to(self.m.dtype) - self._per_unit(bias.detach().to(self.m.dtype))
-        return y + ((g - 1) * base + g * self.update(dropped)).to(y.dtype)
+        return y + (g * (base + self.update(dropped)) - base).to(y.dtype)  # one product with g, as each keeps what it multiplies
 
     def delta(self, weight: Tensor) -> Tensor:
         """W' - W."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Branch, Method, Site, apply_weight, need, register
+from ..core import Branch, Edit, Method, Product, Site, apply_weight, need, register
 
 if TYPE_CHECKING:
     from ..core import Attachment
@@ -50,6 +50,17 @@ class LowRank(Branch):
             nn.init.normal_(self.B)
         else:
             nn.init.kaiming_uniform_(self.A, a=5**0.5)
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """One that computes something else is no product, unless it says which."""
+        super().__init_subclass__(**keywords)
+        if "product" not in vars(cls) and {"forward", "read", "branch", "update", "write"} & vars(cls).keys():
+            cls.product = Edit.product  # type: ignore[method-assign]
+
+    def product(self, x: Tensor) -> Product:
+        """s B A dropout(x)."""
+        h = self.dropout(x.to(self.A.dtype)) if self.training and self.dropout.p else x
+        return Product(h, self.down(), self.B, self.scale)
 
     def read(self, y: Tensor, x: Tensor) -> Tensor:
         """x [..., din]; token ids for an embedding, images for a convolution."""

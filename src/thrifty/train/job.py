@@ -151,7 +151,8 @@ class Job:
         names, widths = (list(self.task.parts), self.task.outputs) if isinstance(self.task, Several) else ([], [])
         at = attach(model, self.method, also_train="|".join(self.task.head_parameters) or None, seed=seed,
                     example=self.example(), batches=lessons(self, seed), tasks=names,
-                    beside=heads(*widths) if widths and not self.settings.one_head else None, source_head=self.backbone.head)
+                    beside=heads(*widths) if widths and not self.settings.one_head else None, source_head=self.backbone.head,
+                    activations=self.settings.activations)
         if self.settings.start is not None:
             self.left_behind = artifact.begin(at, self.settings.start)
             before = artifact.inspect(self.settings.start)["about"].get("image")

@@ -75,6 +75,9 @@ class Settings(Checked):
         "off", "run what lies below all that trains once per row, and keep what it gave: auto, where that changes nothing but "
                "rounding; still, without dropout there; or N draws of every training row")
     cache_as: Literal["exact", "float16", "int8"] = said("exact", "how kept states are stored; the report says what that loses")
+    activations: Literal["all", "less", "least"] = said(
+        "less", "which stay in memory for the backward pass: all that torch keeps; less, computing cheap ones again; or the least, "
+                "computing outputs of frozen layers again too")
     checkpointing: bool = said(False, "compute activations twice instead of keeping them")
     device: str = said("auto", "cpu, cuda, cuda:1, mps; auto takes an accelerator if there is one")
     checkpoint_every: int = said(200, "steps between checkpoints; there is one after each evaluation too")
