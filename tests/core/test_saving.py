@@ -190,14 +190,14 @@ def test_twice_through_one_graph_and_a_gradient_of_a_gradient() -> None:
 def test_dropout_on_the_cpu_draws_and_answers_as_torch_does() -> None:
     q, k, v = (torch.randn(2, 7, 3, 4).transpose(1, 2).requires_grad_(True) for _ in range(3))
     blocked = torch.rand(2, 1, 7, 7) < 0.3
-    for mask in (None, ~blocked, torch.zeros(2, 1, 7, 7).masked_fill(blocked, -1e4)):
+    for mask, causal in ((None, False), (None, True), (~blocked, False), (torch.zeros(2, 1, 7, 7).masked_fill(blocked, -1e4), False)):
         results = []
         for active in (False, True):
             torch.manual_seed(4)
             saver = saving.Saver(nn.Identity(), False)
             if active:
                 saver.open()
-            y = F.dropout(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=0.3), 0.2)
+            y = F.dropout(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=0.3, is_causal=causal), 0.2)
             saver.close()
             results.append([y, *torch.autograd.grad(y.square().sum(), (q, k, v)), torch.rand(2)])
         for one, other in zip(*results, strict=True):
@@ -232,6 +232,24 @@ def test_checkpointed_blocks(training: bool) -> None:
     for found in results[1:]:
         for one, other in zip(found, results[0], strict=True):
             torch.testing.assert_close(one, other)
+
+
+def test_blocks_that_are_compiled_on_their_own_are_compiled_once() -> None:
+    model, at, batch = bert(False)
+
+    def found() -> Any:
+        return torch.autograd.grad(model(**batch).last_hidden_state.square().mean(), at.parameters())
+
+    wanted = found()
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    for block in model.encoder.layer:
+        block.forward = torch.compile(block.forward, backend=counter, fullgraph=True)
+    for _ in range(3):
+        for one, other in zip(found(), wanted, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+    assert counter.frame_count <= 2  # the first block's input wants no gradient
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

@@ -38,9 +38,10 @@ def fuse(module: nn.Module, edits: Sequence[Edit], y: Tensor, x: Tensor) -> Tens
     products = _products(edits, x)
     if not products or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return None
-    h, bias, dense, width = products[0].h, module.bias, weight.read(module, ""), y.shape[-1]
-    if not (regular(y) and regular(x) and regular(dense)) or dense.requires_grad or not y.is_contiguous():
+    stored, h, bias, width = module.weight, products[0].h, module.bias, y.shape[-1]
+    if not (regular(y) and regular(x) and regular(stored)) or stored.requires_grad or not y.is_contiguous():
         return None
+    dense = weight.read(module, "")
     spans = tuple((e.part.lo, e.part.hi, p.scale) if e.part else (0, width, p.scale) for e, p in zip(edits, products, strict=True))
     factors = [t for p in products for t in (p.A, p.B)]
     given = (x, None if h is x else h, dense, bias, spans, *factors)

@@ -15,7 +15,8 @@ class Whole:
     """The tensor as it was, and an error if it is not any more."""
 
     def __init__(self, t: Tensor) -> None:
-        self.kept, self.version = t.detach(), t._version
+        self.kept = t if t.is_leaf else t.detach()  # a leaf itself: where weights are spread, its memory comes and goes
+        self.version = t._version
 
     def tensor(self) -> Tensor:
         """The tensor.
@@ -47,9 +48,10 @@ class Recipe:
     product is among what must be computed.
     """
 
-    def __init__(self, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor, multiplies: bool) -> None:
+    def __init__(self, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor,
+                 multiplies: bool) -> None:
         self.func, self.args, self.kwargs, self.multiplies = func, args, kwargs, multiplies
-        self.stride, self.device = y.stride(), y.device.type
+        self.layout, self.device = (y.size(), y.stride()), y.device.type
         self.cast = _autocast(self.device)
         self.made: Tensor | None = None
 
@@ -62,7 +64,8 @@ class Recipe:
             same = _autocast(self.device)[0] == enabled and not enabled
             with torch.no_grad(), contextlib.nullcontext() if same else torch.autocast(self.device, dtype, enabled, False):
                 self.made = self.func(*args, **kwargs)
-            assert self.made.stride() == self.stride, "a function of the same tensors has the same layout"
+            if self.made.stride() != self.layout[1]:
+                self.made = torch.empty_strided(*self.layout, dtype=self.made.dtype, device=self.made.device).copy_(self.made)
         return self.made
 
 

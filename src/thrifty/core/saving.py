@@ -99,7 +99,8 @@ class Saver(TorchFunctionMode):
 
     def note(self, y: Tensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], product: bool = False) -> None:
         """Remember that ``y`` is ``func`` of these, if it need not be kept for that."""
-        if not regular(y) or not y.requires_grad or y.numel() < WORTH or y.untyped_storage()._cdata in self.kept:
+        if (not regular(y) or not y.requires_grad or y.numel() < WORTH or y.untyped_storage()._cdata in self.kept
+                or y.untyped_storage().nbytes() != y.nbytes):
             return
         held: list[Any] = []
         for a in (*args, *kwargs.values()):
@@ -151,7 +152,7 @@ class Saver(TorchFunctionMode):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
                is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False) -> Tensor:
         """scaled_dot_product_attention. With dropout on the CPU torch composes it of these steps, out of sight of a mode."""
-        visible = dropout_p and query.device.type == "cpu" and not (is_causal or enable_gqa) and (scale is None or scale > 0)
+        visible = dropout_p and query.device.type == "cpu" and not enable_gqa and (scale is None or scale > 0)
         if (not visible or not all(regular(t) and t.dtype in (torch.float32, torch.float64) for t in (query, key, value))
                 or torch.is_autocast_enabled("cpu") or not self.on_top()):
             return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale,
@@ -159,9 +160,12 @@ class Saver(TorchFunctionMode):
         root = math.sqrt(query.shape[-1] ** -0.5 if scale is None else scale)
         query, key = (self._call(Tensor.contiguous, self._call(torch.mul, t, root)) for t in (query, key))  # as matmul would
         logits = query @ key.transpose(-2, -1)
+        if is_causal:
+            attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -math.inf)
         if attn_mask is not None:
-            blocked = attn_mask.dtype == torch.bool
-            logits.add_(torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -math.inf) if blocked else attn_mask)
+            logits.add_(attn_mask)
         return self.drop(torch._safe_softmax(logits, -1), dropout_p) @ self._call(Tensor.contiguous, value)
 
     def _call(self, func: Any, *args: Any) -> Tensor:
