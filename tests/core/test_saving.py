@@ -190,7 +190,8 @@ def test_twice_through_one_graph_and_a_gradient_of_a_gradient() -> None:
 def test_dropout_on_the_cpu_draws_and_answers_as_torch_does() -> None:
     q, k, v = (torch.randn(2, 7, 3, 4).transpose(1, 2).requires_grad_(True) for _ in range(3))
     blocked = torch.rand(2, 1, 7, 7) < 0.3
-    for mask, causal in ((None, False), (None, True), (~blocked, False), (torch.zeros(2, 1, 7, 7).masked_fill(blocked, -1e4), False)):
+    added = torch.zeros(2, 1, 7, 7).masked_fill(blocked, -1e4)
+    for mask, causal in ((None, False), (None, True), (~blocked, False), (added, False)):
         results = []
         for active in (False, True):
             torch.manual_seed(4)
