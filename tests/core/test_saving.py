@@ -172,6 +172,29 @@ def test_what_was_changed_in_place_after_it_was_kept_is_an_error_as_in_torch() -
             model(torch.randn(5, 8, dtype=torch.float64)).sum().backward()
 
 
+def test_vmap_in_a_model() -> None:
+    rows = torch.randn(4, 5, 8, dtype=torch.float64)
+
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(8, 8, dtype=torch.float64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = torch.vmap(lambda row: F.gelu(self.inner(row)) * 2)(x)
+            return y
+
+    mapped = Mapped()
+    at = thrifty.attach(mapped, thrifty.LoRA(rank=2, where="inner"), check=False)
+    found = []
+    for level in saving.LEVELS:
+        at.activations = level
+        found.append(torch.autograd.grad(mapped(rows).square().sum(), at.parameters()))
+    for level in found[1:]:
+        for one, other in zip(level, found[0], strict=True):
+            torch.testing.assert_close(one, other)
+
+
 def test_twice_through_one_graph_and_a_gradient_of_a_gradient() -> None:
     model, at = toy()
     x = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)

@@ -123,7 +123,8 @@ class Saver(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.closed or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if (self.closed or torch.compiler.is_compiling() or not torch.is_grad_enabled()
+                or torch._C._are_functorch_transforms_active()):  # under vmap tensors have no memory of their own
             return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return self.attend(*args, **kwargs)
