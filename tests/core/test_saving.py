@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
@@ -266,7 +267,7 @@ def test_blocks_that_are_compiled_on_their_own_are_compiled_once() -> None:
 
     wanted = found()
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     for block in model.encoder.layer:
         block.forward = torch.compile(block.forward, backend=counter, fullgraph=True)
     for _ in range(3):
