@@ -273,7 +273,7 @@ def test_blocks_that_are_compiled_on_their_own_are_compiled_once() -> None:
     for _ in range(3):
         for one, other in zip(found(), wanted, strict=True):
             torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
-    assert counter.frame_count <= 2  # the first block's input wants no gradient
+    assert counter.frame_count == len(model.encoder.layer)
     torch._dynamo.reset()
 
 
