@@ -208,6 +208,124 @@ def test_a_kind_of_low_rank_edit_that_does_something_else_offers_no_product() ->
     assert Other.product is Edit.product
 
 
+def test_nothing_is_drawn_where_edits_are_composed_after_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = layer().train()
+    at = thrifty.attach(model, thrifty.LoRA(rank=2, dropout=0.5, where="0"))
+    thrifty.attach(model, thrifty.LoRA(rank=2, dropout=0.5, where="0"), name="second")
+    stir(at)
+    x, weight = torch.randn(4, DIN, dtype=torch.float64, requires_grad=True), torch.randn(4, DOUT)
+    torch.manual_seed(1)
+    with composed(monkeypatch):
+        wanted = answer(model, at, x, weight)
+    torch.manual_seed(1)
+    with counted(monkeypatch) as fused:
+        found = answer(model, at, x, weight)
+    assert fused == [False]  # each has a dropout of its own
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_whoever_hooks_an_edit_is_called() -> None:
+    model = layer()
+    at = thrifty.attach(model, thrifty.LoRA(rank=2, where="0"))
+    (edit,) = at.edits.values()
+    calls: list[str] = []
+    handles = [edit.register_forward_hook(lambda *_: calls.append("forward")),
+               edit.register_full_backward_hook(lambda *_: calls.append("backward"))]
+    x = torch.randn(3, DIN, dtype=torch.float64, requires_grad=True)
+    model(x).sum().backward()
+    handles[0].remove()
+    model(x).sum().backward()
+    assert calls == ["forward", "backward", "backward"]
+    handles[1].remove()
+    with torch.nn.modules.module.register_module_forward_hook(lambda m, *_: calls.append("all") if m is edit else None):
+        model(x)
+    assert calls[3:] == ["all"]
+
+
+def test_a_weight_that_is_computed_anew_for_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = layer()
+    torch.nn.utils.parametrizations.spectral_norm(model[0])
+    at = thrifty.attach(model.train(), thrifty.LoRA(rank=2, where="0"), check=False)
+    with counted(monkeypatch) as fused:
+        model(torch.randn(3, DIN, dtype=torch.float64))
+    assert fused == [False] and at.edits
+
+
+@pytest.mark.parametrize("shape", [(DIN,), (0, DIN), (2, 3, 4, DIN)])
+def test_inputs_of_any_shape_and_layout(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = layer()
+    at = thrifty.attach(model, thrifty.LoRA(rank=2, where="0"))
+    stir(at)
+    x = torch.randn(shape[::-1], dtype=torch.float64).permute(*range(len(shape) - 1, -1, -1)).requires_grad_(True)
+    weight = torch.randn(*shape[:-1], DOUT)
+    with composed(monkeypatch):
+        wanted = answer(model, at, x, weight)
+    with counted(monkeypatch) as fused:
+        found = answer(model, at, x, weight)
+    assert fused == [True]
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+
+
+def test_what_comes_out_may_be_changed_in_place_and_what_went_in_may_not() -> None:
+    model = layer()
+    at = thrifty.attach(model, thrifty.LoRA(rank=2, where="0"))
+    stir(at)
+    x = torch.randn(3, DIN, dtype=torch.float64, requires_grad=True)
+    found = torch.autograd.grad(F.relu_(model(x).mul_(2)).sum(), [x, *at.parameters()])
+    wanted = torch.autograd.grad(F.relu(model(x) * 2).sum(), [x, *at.parameters()])
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
+    h = x * 1
+    y = model(h)
+    h.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_a_backward_pass_inside_of_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = layer(torch.float32)
+    at = thrifty.attach(model, thrifty.LoRA(rank=2, where="0"))
+    stir(at)
+    x, weight = torch.randn(3, DIN, requires_grad=True), torch.randn(3, DOUT)
+    found = []
+    for inside in (False, True):
+        y = model(x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            found.append(torch.autograd.grad((y * weight).sum(), [x, *at.parameters()]))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_transforms_and_traces_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = layer()
+    at = thrifty.attach(model, thrifty.LoRA(rank=2, where="0"))
+    stir(at)
+    x = torch.randn(3, DIN, dtype=torch.float64)
+
+    def run(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        y: Tensor = torch.func.functional_call(model, weights, (x,))
+        return y.square().sum()
+
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    frozen = {n: p for n, p in model.named_parameters() if not p.requires_grad}
+    by_transform = torch.func.grad(lambda trained: run({**trained, **frozen}, x))({n: p.detach() for n, p in named.items()})
+    by_graph = torch.autograd.grad(model(x).square().sum(), list(named.values()))
+    for one, other in zip(by_transform.values(), by_graph, strict=True):
+        torch.testing.assert_close(one, other)
+    moved = {**named, "0.weight": frozen["0.weight"] * 2}
+    torch.testing.assert_close(run(moved, x), (model(x) + x @ frozen["0.weight"].T).square().sum())
+    rows = torch.vmap(model)(x)
+    torch.testing.assert_close(rows, model(x))
+    _, slope = torch.func.jvp(model, (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(slope, model(torch.ones_like(x)) - model(torch.zeros_like(x)))
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x.clone()), rows)
+    traced = torch.jit.trace(model, x)
+    torch.testing.assert_close(traced(x), rows)
+
+
 def test_adalora_factors_train_through_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
     model = layer()
     at = thrifty.attach(model, AdaLoRA(where="0"))

@@ -34,7 +34,7 @@ def _small_tensors_too(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def put(name: str, where: str = "attn.?|mlp.*", dtype: torch.dtype = torch.float32) -> tuple[Any, nn.Module, Any]:
     backbone = tiny.make(name).to(dtype)
     model = backbone.fresh()
-    at = thrifty.attach(model, thrifty.LoRA(rank=2, where=where))
+    at = thrifty.attach(model, thrifty.LoRA(rank=2, where=where), activations="less")
     torch.manual_seed(3)
     with torch.no_grad():
         for p in at.parameters():
@@ -101,7 +101,7 @@ def bert(training: bool) -> tuple[nn.Module, Any, dict[str, Tensor]]:
     torch.manual_seed(0)
     model = BertModel(BertConfig(vocab_size=50, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=192),
                       add_pooling_layer=False).train(training)
-    at = thrifty.attach(model, thrifty.LoRA(rank=2, where="attn.?|mlp.*"))
+    at = thrifty.attach(model, thrifty.LoRA(rank=2, where="attn.?|mlp.*"), activations="less")
     return model, at, {"input_ids": torch.randint(50, (4, 16)), "attention_mask": torch.ones(4, 16, dtype=torch.long)}
 
 
@@ -140,7 +140,7 @@ class Toy(nn.Module):
 def toy(**keywords: Any) -> tuple[nn.Module, Any]:
     torch.manual_seed(0)
     model = Toy(**keywords)
-    at = thrifty.attach(model, thrifty.LoRA(rank=2, where="one|two"), check=False)
+    at = thrifty.attach(model, thrifty.LoRA(rank=2, where="one|two"), activations="less", check=False)
     with torch.no_grad():
         for p in at.parameters():
             p.copy_(torch.randn_like(p))
@@ -194,6 +194,26 @@ def test_vmap_in_a_model() -> None:
     for level in found[1:]:
         for one, other in zip(level, found[0], strict=True):
             torch.testing.assert_close(one, other)
+
+
+def test_a_gradient_inside_of_the_forward_pass_is_found_or_refused() -> None:
+    class Sloped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(8, 8, dtype=torch.float64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.func.grad(lambda row: F.gelu(self.one(row)).square().sum())(x)
+
+    model = Sloped()
+    at = thrifty.attach(model, thrifty.LoRA(rank=2, where="one"), check=False)
+    x = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
+    (wanted,) = torch.autograd.grad(F.gelu(model.one(x)).square().sum(), x)
+    torch.testing.assert_close(model(x), wanted)
+    at.activations = "less"
+    with pytest.raises(RuntimeError, match="saved tensor hooks") as raised:
+        model(x)
+    assert "activations" in raised.value.__notes__[0]
 
 
 def test_twice_through_one_graph_and_a_gradient_of_a_gradient() -> None:
@@ -291,7 +311,7 @@ def test_a_pass_that_fails_leaves_nothing_that_the_next_one_does_not_clear(error
             return y
 
     model = Failing()
-    thrifty.attach(model, thrifty.LoRA(rank=1, where="one"), check=False)
+    thrifty.attach(model, thrifty.LoRA(rank=1, where="one"), activations="less", check=False)
     with pytest.raises(error):
         model(torch.ones(2, 3))
     assert error is KeyboardInterrupt or not _get_current_function_mode_stack()
@@ -314,7 +334,12 @@ def test_a_mode_that_ends_later_goes_on() -> None:
 
 def test_levels_by_name_and_gone_with_the_attachment() -> None:
     model, at = toy()
-    assert at.activations == "less" and model._forward_pre_hooks and model._forward_hooks
+    assert at.activations == "less"
+    model = nn.Sequential(nn.Linear(2, 2))
+    at = thrifty.attach(model, thrifty.LoRA(where="0"))
+    assert at.activations == "all" and not model._forward_pre_hooks and not model._forward_hooks
+    at.activations = "less"
+    assert model._forward_pre_hooks and model._forward_hooks
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(toy_of_linears()))):
         thrifty.attachments(other)["default"].activations = "all"
         assert not other._forward_pre_hooks
@@ -331,5 +356,5 @@ def test_levels_by_name_and_gone_with_the_attachment() -> None:
 
 def toy_of_linears() -> nn.Module:
     model = nn.Sequential(nn.Linear(4, 4))
-    thrifty.attach(model, thrifty.LoRA(rank=1, where="0"))
+    thrifty.attach(model, thrifty.LoRA(rank=1, where="0"), activations="less")
     return model

@@ -40,7 +40,7 @@ def attach(model: nn.Module, method: Method, name: str = "default", *, also_trai
         source_head: values that the model's head had before it got a new one, by the new one's names (`models.Backbone.head`),
             for methods that ask what the model knew.
         activations: "all", "less" or "least" of them stay in memory for the backward pass; see `Attachment.activations`. None
-            leaves it as it is, which at first is "less". Gradients are the same.
+            leaves it as it is, which at first is "all".
 
     Raises:
         NoSuchSite, HalfAdapted, Unfit, NothingTrains, DeadEdit, NoSuchSetting: see each; the model is left as it was.

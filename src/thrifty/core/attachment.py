@@ -28,7 +28,10 @@ class Attachment(Building):
     @property
     def activations(self) -> str:
         """What the model's forward passes keep for the backward pass: "all" that torch keeps; "less", where what one cheap
-        operation makes of what is kept anyway is made again; "least", where outputs of frozen layers are too. It may be set."""
+        operation makes of what is kept anyway is made again; "least", where outputs of frozen layers are too. It may be set.
+
+        Gradients are the same. With less than "all", torch refuses ``torch.func.grad`` inside of the model's own forward.
+        """
         return self._book().level
 
     @activations.setter

@@ -65,12 +65,15 @@ def registered(name: str) -> type[Edit]:
 
 
 class Product(NamedTuple):
-    """scale (h A^T) B^T, which an edit adds to what a linear layer answers: h [..., din], A [rank, din], B [dout, rank]."""
+    """scale (drop(x) A^T) B^T, which an edit adds to what a linear layer answers to x [..., din]: A [rank, din], B [dout, rank].
 
-    h: Tensor
+    ``drop`` is a dropout that is on, if there is one.
+    """
+
     A: Tensor
     B: Tensor
     scale: float
+    drop: Callable[[Tensor], Tensor] | None = None
 
 
 class Edit(nn.Module):
@@ -124,8 +127,8 @@ class Edit(nn.Module):
         """
         raise CannotMerge(f"{type(self).__name__} at {self.site.path!r} is not a change of a weight, so it cannot be merged")
 
-    def product(self, x: Tensor) -> Product | None:
-        """What ``forward`` adds to y where the site is a linear layer that read x, if that is a thin product; else None.
+    def product(self) -> Product | None:
+        """What ``forward`` adds to y where the site is a linear layer, if that is a thin product of its input; else None.
 
         The layer and all such edits on it are then one operation, with the same result up to rounding; see `core.fusing`.
         """

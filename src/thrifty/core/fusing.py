@@ -1,17 +1,19 @@
 """Fusing: a frozen linear layer and the thin products beside it as one operation.
 
-    y = x W^T + b + sum_i s_i (h A_i^T) B_i^T        W [dout, din] frozen, A_i [rank, din], B_i [rows, rank]
+    y = x W^T + b + sum_i s_i (h A_i^T) B_i^T        W [dout, din] frozen, A_i [rank, din], B_i [columns, rank]
 
-Composed, each product makes two or three more tensors of y's size, and x's gradient comes in two halves that are added. Here
-products are added to y where it lies, the gradient of x is accumulated in one tensor, and what is kept is x, once, and
-h A^T [..., rank]; not even x where the A are frozen.
+h is x, or x after a dropout. Composed, each product makes two or three more tensors of y's size, and x's gradient comes in two
+halves that are added. Here products are added to y where it lies, the gradient of x is accumulated in one tensor, and what is kept
+is h, once, and h A^T [..., rank]; not even h where the A are frozen.
 """
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.function import Function
@@ -31,20 +33,21 @@ Span = tuple[int, int, float]  # the columns of y that a product is for, and its
 def fuse(module: nn.Module, edits: Sequence[Edit], y: Tensor, x: Tensor) -> Tensor | None:
     """What ``module`` answered to x and all that ``edits`` add to it; None where that is not a sum of thin products.
 
-    y is changed in place: it is the fresh output of a linear layer, which nobody else has seen.
+    y is changed in place: it is the fresh output of a linear layer, which nobody else has seen. Nothing is drawn before it is
+    certain that the answer is not None.
     """
-    if torch.compiler.is_compiling() or not _linear(module) or any(_watched(edit) for edit in edits):
+    if not (_ordinary() and _linear(module) and all(map(_unwatched, edits))):
         return None
-    products = _products(edits, x)
-    if not products or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    stored: Any = module.weight
+    if stored.requires_grad or not _own(stored) or not (regular(y) and regular(x)) or not y.is_contiguous():
         return None
-    stored, h, bias, width = module.weight, products[0].h, module.bias, y.shape[-1]
-    if not (regular(y) and regular(x) and regular(stored)) or stored.requires_grad or not y.is_contiguous():
+    products = [edit.product() for edit in edits]
+    if not _alike(products):
         return None
-    dense = weight.read(module, "")
+    dense, bias, width, drop = weight.read(module, ""), module.bias, y.shape[-1], products[0].drop
+    h = None if drop is None else drop(x.to(products[0].A.dtype))
     spans = tuple((e.part.lo, e.part.hi, p.scale) if e.part else (0, width, p.scale) for e, p in zip(edits, products, strict=True))
-    factors = [t for p in products for t in (p.A, p.B)]
-    given = (x, None if h is x else h, dense, bias, spans, *factors)
+    given = (x, h, dense, bias, spans, *(t for p in products for t in (p.A, p.B)))
     out: Tensor = Products.apply(y.detach(), *given)  # type: ignore[no-untyped-call]
     if (saver := saving.active()) is not None:
         saver.note(out, _again, given, {}, product=True)
@@ -52,7 +55,7 @@ def fuse(module: nn.Module, edits: Sequence[Edit], y: Tensor, x: Tensor) -> Tens
 
 
 class Products(Function):
-    """The sum above, and its gradients."""
+    """The sum above, and its gradients. Nothing in here is autocast: tensors say in which precision they multiply."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, h: Tensor | None, weight: Tensor, bias: Tensor | None, spans: tuple[Span, ...],
@@ -71,74 +74,110 @@ class Products(Function):
     def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
         """Gradients of x, h, b, and of each A and B. What is multiplied is two-dimensional: [tokens, width]."""
         read, low, weight, *factors = ctx.saved_tensors
-        needs, kind = ctx.needs_input_grad, ctx.kind
-        dy = dy.reshape(-1, dy.shape[-1])
-        A, d = torch.cat(factors[0::2]).to(kind) if len(factors) > 2 else factors[0].to(kind), dy.to(kind)
-        seen = None if read is None else read.reshape(-1, A.shape[1]).to(kind)
-        if torch.is_grad_enabled() and any(needs[7::2]):  # somebody differentiates twice: low must be a function of x and A
-            if seen is None:
-                raise RuntimeError("a linear layer and the product with a frozen A beside it cannot be differentiated twice")
-            low = seen @ A.t()
-        ranks = [len(a) for a in factors[0::2]]
-        dlow = [(d[:, lo:hi] @ B.to(kind)) * s for (lo, hi, s), B in zip(ctx.spans, factors[1::2], strict=True)]
-        dall = torch.cat(dlow, 1) if len(dlow) > 1 else dlow[0]
-        dx = dy @ weight.to(dy.dtype) if needs[1] else None
-        dh = None
-        if ctx.h is not None:
-            dh = (dall @ A).view(ctx.h[0]).to(ctx.h[1]) if needs[2] else None
-        elif dx is not None:
-            dx = dx.addmm_(dall, A) if dx.dtype == kind else dx.add_((dall @ A).to(dx.dtype))
-        dx = None if dx is None else dx.view(ctx.x[0]).to(ctx.x[1])
-        dA = (dall.t() @ seen).split(ranks) if any(needs[6::2]) else [None] * len(ranks)
-        lows = low.split(ranks, 1) if any(needs[7::2]) else [None] * len(ranks)
-        grads: list[Tensor | None] = []
-        for i, (lo, hi, s) in enumerate(ctx.spans):
-            a, b = factors[2 * i], factors[2 * i + 1]
-            grads.append(dA[i].to(a.dtype) if needs[6 + 2 * i] else None)
-            grads.append((d[:, lo:hi].t() @ lows[i] * s).to(b.dtype) if needs[7 + 2 * i] else None)
-        return None, dx, dh, None, dy.sum(0) if needs[4] else None, None, *grads
+        needs, kind, As, Bs = ctx.needs_input_grad, ctx.kind, factors[0::2], factors[1::2]
+        with _uncast(dy):
+            dy = dy.reshape(-1, dy.shape[-1])
+            d, A = dy.to(kind), _stack(As).to(kind)
+            seen = None if read is None else read.reshape(-1, A.shape[1]).to(kind)
+            if torch.is_grad_enabled() and low is not None:
+                low = _low_again(low, seen, A, needs)
+            dlow = _stack([(d[:, lo:hi] @ B.to(kind)) * s for (lo, hi, s), B in zip(ctx.spans, Bs, strict=True)], 1)
+            dx = dy @ weight.to(dy.dtype) if needs[1] else None
+            dh = None
+            if ctx.h is not None:
+                dh = (dlow @ A).view(ctx.h[0]).to(ctx.h[1]) if needs[2] else None
+            elif dx is not None:
+                dx = dx.addmm_(dlow, A) if dx.dtype == kind else dx.add_((dlow @ A).to(dx.dtype))
+            dx = None if dx is None else dx.view(ctx.x[0]).to(ctx.x[1])
+            grads = _of_factors(d, dlow, seen, low, ctx.spans, factors, needs[6:])
+            return None, dx, dh, None, dy.sum(0) if needs[4] else None, None, *grads
+
+
+def _of_factors(d: Tensor, dlow: Tensor, seen: Tensor | None, low: Tensor | None, spans: tuple[Span, ...],
+                factors: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+    """Gradients of A and B in turn, of those that ``needs`` wants: dlow^T h, and s d^T (h A^T)."""
+    ranks = [len(A) for A in factors[0::2]]
+    dAs = (dlow.t() @ seen).split(ranks) if seen is not None else [None] * len(ranks)
+    lows = low.split(ranks, 1) if low is not None else [None] * len(ranks)
+    found: list[Tensor | None] = []
+    for i, ((lo, hi, s), dA, own) in enumerate(zip(spans, dAs, lows, strict=True)):
+        A, B = factors[2 * i], factors[2 * i + 1]
+        found.append(dA.to(A.dtype) if needs[2 * i] and dA is not None else None)
+        found.append((d[:, lo:hi].t() @ own * s).to(B.dtype) if needs[2 * i + 1] and own is not None else None)
+    return found
+
+
+def _low_again(low: Tensor, seen: Tensor | None, A: Tensor, needs: Sequence[bool]) -> Tensor:
+    """h A^T as a function of h and A, because somebody differentiates twice.
+
+    Raises:
+        RuntimeError: h was not kept, as A is frozen, and it is not a constant.
+    """
+    if seen is not None:
+        return seen @ A.t()
+    if needs[1] or needs[2]:
+        raise RuntimeError("a linear layer and the product with a frozen A beside it cannot be differentiated twice")
+    return low
 
 
 def _add(y: Tensor, h: Tensor, spans: tuple[Span, ...], factors: Sequence[Tensor]) -> Tensor:
     """Add the products to y where it lies, and return h A^T [tokens, all ranks]; in autocast's precision, else in that of A."""
-    A, Bs = factors[0::2], factors[1::2]
-    kind = y.dtype if torch.is_autocast_enabled(y.device.type) else A[0].dtype
-    down = torch.cat(list(A)) if len(A) > 1 else A[0]
-    low = h.reshape(-1, h.shape[-1]).to(kind) @ down.to(kind).t()
-    flat = y.view(-1, y.shape[-1])
-    for (lo, hi, s), B, own in zip(spans, Bs, low.split([len(a) for a in A], 1), strict=True):
-        if flat.dtype == kind:
-            flat[:, lo:hi].addmm_(own, B.to(kind).t(), alpha=s)
-        else:
-            flat[:, lo:hi].add_((own @ B.to(kind).t() * s).to(flat.dtype))
+    As, Bs = factors[0::2], factors[1::2]
+    kind = y.dtype if torch.is_autocast_enabled(y.device.type) else As[0].dtype
+    with _uncast(y):
+        low = h.reshape(-1, h.shape[-1]).to(kind) @ _stack(As).to(kind).t()
+        flat = y.view(-1, y.shape[-1])
+        for (lo, hi, s), B, own in zip(spans, Bs, low.split([len(A) for A in As], 1), strict=True):
+            if flat.dtype == kind:
+                flat[:, lo:hi].addmm_(own, B.to(kind).t(), alpha=s)
+            else:
+                flat[:, lo:hi].add_((own @ B.to(kind).t() * s).to(flat.dtype))
     return low
 
 
 def _again(x: Tensor, h: Tensor | None, weight: Tensor, bias: Tensor | None, spans: tuple[Span, ...], *factors: Tensor) -> Tensor:
-    y = torch.nn.functional.linear(x, weight, bias)
+    """All of y, from the beginning."""
+    y = F.linear(x, weight, bias)
     _add(y, x if h is None else h, spans, factors)
     return y
 
 
-def _products(edits: Sequence[Edit], x: Tensor) -> list[Product]:
-    """What the edits add, if all of them add products of one precision, of one tensor."""
-    found: list[Product] = []
-    for edit in edits:
-        product = edit.product(x)
-        if product is None or not all(regular(t) for t in product[:3]):
-            return []
-        found.append(product)
-    alike = all(p.h is found[0].h and p.A.dtype == p.B.dtype == found[0].A.dtype for p in found)
-    return found if alike else []
+def _stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
+
+
+def _uncast(t: Tensor) -> contextlib.AbstractContextManager[Any]:
+    kind = t.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+
+
+def _ordinary() -> bool:
+    """Whether nobody compiles, traces, transforms or listens to whatever runs."""
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+                or forward_ad._current_level >= 0 or modules._has_any_global_hook())
 
 
 def _linear(module: Any) -> bool:
     """Whether all that was done to the input is a linear layer's own work, and only the edits' hook sees what comes out."""
     kind = type(module)
     plain = kind.forward in FORWARDS or hasattr(module, "nf") and kind.__module__ == "transformers.pytorch_utils"
-    return plain and "forward" not in module.__dict__ and len(module._forward_hooks) == 1 and not modules._global_forward_hooks
+    return plain and "forward" not in module.__dict__ and len(module._forward_hooks) == 1
 
 
-def _watched(edit: Edit) -> bool:
-    """Whether somebody waits for the edit to be called, or it is for columns that do not lie side by side."""
-    return bool(edit._forward_hooks or edit._forward_pre_hooks) or edit.part is not None and edit.part.groups > 1
+def _own(stored: Any) -> bool:
+    """Whether the weight is a parameter or a view of one, and not computed anew for whoever asks (parametrisations)."""
+    return regular(stored) and isinstance(stored if stored._base is None else stored._base, nn.Parameter)
+
+
+def _unwatched(edit: Edit) -> bool:
+    """Whether nobody waits for the edit to be called, and it is for columns that lie side by side."""
+    hooks = edit._forward_hooks or edit._forward_pre_hooks or edit._backward_hooks or edit._backward_pre_hooks
+    return not hooks and "forward" not in edit.__dict__ and (edit.part is None or edit.part.groups == 1)
+
+
+def _alike(products: list[Any]) -> bool:
+    """Whether all are products, of one precision and of the same h: x, or for a single one x with a dropout of its own."""
+    if not all(p is not None and regular(p.A) and regular(p.B) for p in products):
+        return False
+    kinds = {t.dtype for p in products for t in (p.A, p.B)}
+    return len(kinds) == 1 and (len(products) == 1 or all(p.drop is None for p in products))

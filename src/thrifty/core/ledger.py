@@ -16,6 +16,8 @@ from .sparse import hold
 if TYPE_CHECKING:
     from .attachment import Attachment
 
+FIRST = "all"  # until somebody asks for less
+
 
 class Ledger:
     """The attachments on one model, in order; how its parameters stood before the first; what they changed in place."""
@@ -28,7 +30,7 @@ class Ledger:
         self.handles: list[torch.utils.hooks.RemovableHandle] = []
         self.modes: dict[str, bool] = {}
         self.saving: list[torch.utils.hooks.RemovableHandle] = []
-        self.keep("less")
+        self.keep(FIRST)
         for name, module in model.named_modules():
             if isinstance(module, _BatchNorm) and module.track_running_stats:
                 self.modes[name] = module.training

@@ -9,6 +9,7 @@ moves.
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import weakref
 from functools import partial
@@ -214,6 +215,9 @@ def _end(model: nn.Module, args: Any, out: Any) -> None:
     if saver is not None and saver.model() is model:
         saver.close()
         _now.saver = None
+        if isinstance(error := sys.exception(), RuntimeError) and "saved tensor hooks" in str(error):
+            error.add_note("what this model's forward passes keep is chosen by such hooks, unless its attachments' `activations` "
+                           "are \"all\"")
 
 
 def _dropped(x: Tensor, mask: Tensor, p: float) -> Tensor:

@@ -57,10 +57,9 @@ class LowRank(Branch):
         if "product" not in vars(cls) and {"forward", "read", "branch", "update", "write"} & vars(cls).keys():
             cls.product = Edit.product  # type: ignore[method-assign]
 
-    def product(self, x: Tensor) -> Product:
+    def product(self) -> Product:
         """s B A dropout(x)."""
-        h = self.dropout(x.to(self.A.dtype)) if self.training and self.dropout.p else x
-        return Product(h, self.down(), self.B, self.scale)
+        return Product(self.down(), self.B, self.scale, self.dropout if self.training and self.dropout.p else None)
 
     def read(self, y: Tensor, x: Tensor) -> Tensor:
         """x [..., din]; token ids for an embedding, images for a convolution."""

@@ -76,7 +76,7 @@ class Settings(Checked):
                "rounding; still, without dropout there; or N draws of every training row")
     cache_as: Literal["exact", "float16", "int8"] = said("exact", "how kept states are stored; the report says what that loses")
     activations: Literal["all", "less", "least"] = said(
-        "less", "which stay in memory for the backward pass: all that torch keeps; less, computing cheap ones again; or the least, "
+        "all", "which stay in memory for the backward pass: all that torch keeps; less, computing cheap ones again; or the least, "
                 "computing outputs of frozen layers again too")
     checkpointing: bool = said(False, "compute activations twice instead of keeping them")
     device: str = said("auto", "cpu, cuda, cuda:1, mps; auto takes an accelerator if there is one")
