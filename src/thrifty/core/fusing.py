@@ -41,8 +41,8 @@ def fuse(module: nn.Module, edits: Sequence[Edit], y: Tensor, x: Tensor) -> Tens
     stored: Any = module.weight
     if stored.requires_grad or not _own(stored) or not (regular(y) and regular(x)) or not y.is_contiguous():
         return None
-    products = [edit.product() for edit in edits]
-    if not _alike(products):
+    products = _alike([edit.product() for edit in edits])
+    if not products:
         return None
     dense, bias, width, drop = weight.read(module, ""), module.bias, y.shape[-1], products[0].drop
     h = None if drop is None else drop(x.to(products[0].A.dtype))
@@ -71,7 +71,7 @@ class Products(Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> Any:
         """Gradients of x, h, b, and of each A and B. What is multiplied is two-dimensional: [tokens, width]."""
         read, low, weight, *factors = ctx.saved_tensors
         needs, kind, As, Bs = ctx.needs_input_grad, ctx.kind, factors[0::2], factors[1::2]
@@ -153,7 +153,7 @@ def _uncast(t: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 def _ordinary() -> bool:
     """Whether nobody compiles, traces, transforms or listens to whatever runs."""
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    return not (torch.compiler.is_compiling() or torch._C._get_tracing_state() or torch._C._are_functorch_transforms_active()
                 or forward_ad._current_level >= 0 or modules._has_any_global_hook())
 
 
@@ -175,9 +175,9 @@ def _unwatched(edit: Edit) -> bool:
     return not hooks and "forward" not in edit.__dict__ and (edit.part is None or edit.part.groups == 1)
 
 
-def _alike(products: list[Any]) -> bool:
-    """Whether all are products, of one precision and of the same h: x, or for a single one x with a dropout of its own."""
-    if not all(p is not None and regular(p.A) and regular(p.B) for p in products):
-        return False
-    kinds = {t.dtype for p in products for t in (p.A, p.B)}
-    return len(kinds) == 1 and (len(products) == 1 or all(p.drop is None for p in products))
+def _alike(offered: list[Product | None]) -> list[Product]:
+    """What is offered, if all are products of one precision and of the same h: x, or for a single one x with its own dropout."""
+    found = [p for p in offered if p is not None and regular(p.A) and regular(p.B)]
+    kinds = {t.dtype for p in found for t in (p.A, p.B)}
+    alike = len(found) == len(offered) and len(kinds) == 1 and (len(found) == 1 or all(p.drop is None for p in found))
+    return found if alike else []

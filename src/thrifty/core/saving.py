@@ -28,7 +28,7 @@ LEVELS = ("all", "less", "least")
 WORTH = 1 << 12  # numbers: what is smaller is kept
 SMALL = 16  # a tensor this many times smaller than what is made of it is copied rather than asked whether it is kept
 _now = threading.local()
-_autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
+_autograd: Any = torch._C._autograd
 
 
 class Saver(TorchFunctionMode):
@@ -45,7 +45,7 @@ class Saver(TorchFunctionMode):
     def open(self) -> None:
         """Begin."""
         self.hooks.__enter__()
-        self.__enter__()
+        self.__enter__()  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """End, and forget. Modes that were entered after this one and have not ended yet go on."""
@@ -171,7 +171,7 @@ class Saver(TorchFunctionMode):
         return self.drop(torch._safe_softmax(logits, -1), dropout_p) @ self._call(Tensor.contiguous, value)
 
     def _call(self, func: Any, *args: Any) -> Tensor:
-        return self.__torch_function__(func, (), args)  # type: ignore[no-any-return]
+        return self.__torch_function__(func, (), args)
 
 
 def unpack(held: Held | Tensor) -> Tensor:
@@ -194,7 +194,7 @@ def listen(model: nn.Module, level: str) -> list[RemovableHandle]:
 
 
 def _begin(model: nn.Module, args: Any, products: bool) -> None:
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or torch._C._get_tracing_state():
         return
     before: Saver | None = getattr(_now, "saver", None)
     if before is not None and before.model() in (model, None):  # what an interrupted pass left

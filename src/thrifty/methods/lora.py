@@ -55,7 +55,7 @@ class LowRank(Branch):
         """One that computes something else is no product, unless it says which."""
         super().__init_subclass__(**keywords)
         if "product" not in vars(cls) and {"forward", "read", "branch", "update", "write"} & vars(cls).keys():
-            cls.product = Edit.product  # type: ignore[method-assign]
+            cls.product = Edit.product  # type: ignore[method-assign, assignment]
 
     def product(self) -> Product:
         """s B A dropout(x)."""
