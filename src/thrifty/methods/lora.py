@@ -84,7 +84,8 @@ class LowRank(Branch):
             up = self.B.reshape(*self.B.shape, *(1 for _ in self.A.shape[2:]))
             return self.scale * getattr(F, f"conv{self.A.dim() - 2}d")(low, up)
         low = apply_weight(self.site.module, self.down(), x) if self.kind == "embedding" else F.linear(x, self.down())
-        return self.scale * F.linear(low, self.B)
+        # As rows of B^T: so autograd multiplies the thin matrix by the wide one for its gradient, not the other way round
+        return low @ (self.scale * self.B).t().contiguous()
 
     def down(self) -> Tensor:
         """What x is multiplied by first [rank, din, ...]."""
