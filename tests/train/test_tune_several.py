@@ -22,6 +22,7 @@ import thrifty
 from thrifty.cli import main
 from thrifty.cli.tune import sources
 from thrifty.core.errors import BadData, NoSuchSetting, ThriftyError, Unfit
+from thrifty.methods import make
 from thrifty.models import load
 from thrifty.report.schema import check, check_prediction
 from thrifty.train import Run, Settings, predict
@@ -382,3 +383,16 @@ def test_one_source_may_hold_an_equals_sign(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     assert sources(["part=1.csv"]) == "part=1.csv" and sources(["cityline"]) == "cityline" and sources(None) is None
     assert sources(["part=1.csv", "b=x"]) == {"part": "1.csv", "b": "x"} and sources(["a=x"]) == {"a": "x"}
+
+
+def test_attempt_learns_several_tasks_from_the_prompts_of_others(place: Path, tmp_path: Path) -> None:
+    model = str(tiny_folders.t5(tmp_path / "t5"))
+    alike = {"epochs": 1, "batch": 8, "rate": 1e-2, "progress": False, "baselines": False, "format": "Is it? {text}"}
+    data = {name: str(place / name) for name in ("themes", "wet")}
+    sources = [str(thrifty.tune(model, folder, thrifty.PromptTuning(length=3), out=tmp_path / name, **alike).adapter)
+               for name, folder in data.items()]
+    run = thrifty.tune(model, data, make("attempt", sources=sources), out=tmp_path / "run", **alike)
+    targets = [tensor for name, tensor in load_file(run.adapter / "adapter.safetensors").items() if "targets." in name]
+    assert len(targets) == 2 and not torch.equal(*targets), "each task has a target of its own, and both were trained"
+    assert set(run.metrics["tasks"]) == {"themes", "wet"}
+    assert all("written" in predict(run.folder, texts=["rain and light"], task_name=name)[0] for name in data)
