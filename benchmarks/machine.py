@@ -17,21 +17,22 @@ import torch
 SIZES = (512, 1024, 2048)
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """How long ``run`` takes, until the device is done."""
-    began = time.perf_counter()
+def seconds(run: Callable[[], object], device: torch.device, busy: bool = False) -> float:
+    """How long ``run`` takes, until the device is done; ``busy``: how long the processor works for it, over all threads."""
+    clock = time.process_time if busy else time.perf_counter
+    began = clock()
     run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    return clock() - began
 
 
-def matmul_peak(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:
+def matmul_peak(dtype: torch.dtype, device: torch.device, repeats: int = 5, busy: bool = False) -> float:
     """Floating-point operations per second of the fastest square product; sizes above those of a CPU are tried on a GPU."""
     best = 0.0
     for size in SIZES if device.type == "cpu" else (4096, 8192):
         a, b, c = (torch.randn(size, size, device=device).to(dtype) for _ in range(3))
-        times = [seconds(lambda a=a, b=b, c=c: torch.mm(a, b, out=c), device) for _ in range(repeats + 1)]
+        times = [seconds(lambda a=a, b=b, c=c: torch.mm(a, b, out=c), device, busy) for _ in range(repeats + 1)]
         best = max(best, 2 * size**3 / min(times[1:]))
     return best
 

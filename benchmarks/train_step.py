@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py [--only minilm,llama,vit] [--methods lora,lora-qv,dora,ia3,prefix,houlsby]
                                     [--levels all,less,least] [--precision float32,bfloat16] [--repeats 7] [--threads 2]
-                                    [--device cpu] [--small] [--bytes]
+                                    [--device cpu] [--busy] [--small] [--bytes]
 
 MiniLM (32 texts of 64 tokens), a LLaMA of 100 million parameters (4 x 256 tokens) and a ViT-B/16 (8 pictures), with three classes;
 dropout as the model is configured. LoRA and DoRA of rank 8 on every linear layer of the blocks, or on q and v. A step is forward,
@@ -98,7 +98,8 @@ def kept(contender: Contender, batch: dict[str, Tensor], device: torch.device) -
     return found
 
 
-def measure(case: Case, every: list[Contender], dtype: torch.dtype, device: torch.device, repeats: int, start: str) -> None:
+def measure(case: Case, every: list[Contender], dtype: torch.dtype, device: torch.device, repeats: int, start: str,
+            busy: bool) -> None:
     """Print a line for each."""
     batch = {k: (t.to(dtype) if t.is_floating_point() else t).to(device) for k, t in case.batch.items()}
     weights = sum(site.module.weight.numel() for site in thrifty.sites(case.build(), LINEAR))
@@ -107,8 +108,8 @@ def measure(case: Case, every: list[Contender], dtype: torch.dtype, device: torc
     for turn in range(repeats):
         for i in range(len(every)):
             at = (i + turn) % len(every)
-            times[at].append(seconds(lambda c=every[at]: c.step(batch), device))
-    peak = matmul_peak(dtype, device) if repeats else 0.0
+            times[at].append(seconds(lambda c=every[at]: c.step(batch), device, busy))
+    peak = matmul_peak(dtype, device, busy=busy) if repeats else 0.0
     for c, held, took in zip(every, memory, times, strict=True):
         line: list[str] = [start, str(dtype).removeprefix("torch."), c.name]
         if took:
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--busy", action="store_true", help="time for which the processor worked, where others use the machine too")
     parser.add_argument("--small", action="store_true", help="little models and batches, to see that the script runs")
     parser.add_argument("--bytes", action="store_true", help="only what is kept")
     given = parser.parse_args()
@@ -144,7 +146,8 @@ def main() -> None:
                 torch.manual_seed(0)
                 case, dtype = CASES[name](given.small), getattr(torch, precision)
                 build = partial(_fresh, case, device, dtype)
-                measure(case, contenders(what, given.levels.split(","), what == "lora", build), dtype, device, repeats, name)
+                every = contenders(what, given.levels.split(","), what == "lora", build)
+                measure(case, every, dtype, device, repeats, name, given.busy)
                 gc.collect()
 
 
