@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
 import thrifty
@@ -324,6 +325,19 @@ def test_transforms_and_traces_of_others(monkeypatch: pytest.MonkeyPatch) -> Non
         torch.testing.assert_close(model(x.clone()), rows)
     traced = torch.jit.trace(model, x)
     torch.testing.assert_close(traced(x), rows)
+
+
+def test_a_rehearsal_without_numbers_keeps_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = layer()
+    thrifty.attach(model, thrifty.LoRA(rank=2, where="0"))
+    x, mode = torch.randn(50, DIN, dtype=torch.float64, requires_grad=True), FakeTensorMode(allow_non_fake_inputs=True)
+    kept: list[tuple[int, ...]] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):  # type: ignore[func-returns-value]
+        model(x)
+        count = len(kept)
+        with mode, counted(monkeypatch) as fused:
+            y = model(mode.from_tensor(x))
+    assert fused == [True] and y.shape == (50, DOUT) and kept[:count] == kept[count:]
 
 
 def test_adalora_factors_train_through_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
