@@ -21,7 +21,7 @@ _WHERE = {
     "save": "artifact", "load": "artifact", "fingerprint": "artifact",
     **dict.fromkeys(("Average", "Fuse", "Parallel", "Rows", "Split", "Stack", "combine", "compose", "swap"),
                     "composition"),
-    "tune": "train", "in_context": "train", "ThriftyError": "core.errors",
+    "tune": "train", "in_context": "train", "plan": "planning", "ThriftyError": "core.errors",
 }
 _ROOMS = ("navigation", "rank")  # called by their own names: thrifty.rank.logme
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .core import Attachment, Edit, Method, Site, add_tasks, attach, attachments, register, sites, task
     from .core.errors import ThriftyError
     from .methods import *  # noqa: F403
+    from .planning import plan
     from .train import in_context, tune
 
 

@@ -9,11 +9,11 @@ from torch import nn
 
 from thrifty import artifact
 from thrifty.artifact.files import adapter_folder
-from thrifty.cli.outline import outline
 from thrifty.cli.parsing import Parser, pairs
 from thrifty.cli.tune import choose
 from thrifty.core import attach, sites
 from thrifty.core.errors import NoSuchSetting
+from thrifty.models.outline import outline
 from thrifty.train.choosing import choose_method
 
 EXAMPLES = (

@@ -14,6 +14,7 @@ COMMANDS = {
     "in-context": "answer from demonstrations in front of each question, without any training",
     "rank": "which pretrained model will transfer best to your data, before any is tuned",
     "predict": "answer new rows with a trained adapter",
+    "plan": "what a training would take, by every method, before anything is loaded",
     "inspect": "sites and roles of a model; what a method would touch, before touching it",
     "methods": "every method there is, with its paper and what it trains",
     "compress": "distil an image-text model into smaller ones that begin with its weights",

@@ -45,6 +45,8 @@ def parser() -> Parser:
     made.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     made.add_argument("--base-to-new", action="store_true", help="of an image-text model: learn the first half of the classes, and "
                       "measure both halves, the second by names alone")
+    made.add_argument("--budget", metavar="NAME=AMOUNT", help="what the training may take, such as memory=2GiB,time=30m: refused "
+                      "before anything runs if it is predicted not to fit, and kept while it runs")
     made.add_argument("--quiet", action="store_true", help="show no progress")
     add_settings(made.add_argument_group("training"), Settings)
     return made
@@ -57,14 +59,17 @@ def run(args: argparse.Namespace, words: list[str]) -> None:
         NoSuchSetting: a setting or value that does not exist.
     """
     places, method, settings = gather(args)
+    budget = pairs(args.budget.split(","), "--budget") if args.budget else None
     repeat = shlex.join(["thrifty", *(word for word in words if word not in ("--resume", "--overwrite", "--quiet"))])
     if args.base_to_new:
+        if budget:
+            raise NoSuchSetting("--budget: a run of --base-to-new is not predicted")
         found = base_to_new(places["model"], places["data"], method, places.get("out"), settings=settings,
                             overwrite=args.overwrite, resume=args.resume, progress=not args.quiet, command=repeat)
         print(json.dumps(found, indent=1))
         return
     done = tune(places["model"], places["data"], method, places.get("out"), settings=settings, resume=args.resume,
-                overwrite=args.overwrite, progress=not args.quiet, command=repeat)
+                overwrite=args.overwrite, progress=not args.quiet, command=repeat, budget=budget)
     if done.metrics:  # only the main one of several processes has them
         print(done)
 

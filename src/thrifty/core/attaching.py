@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from . import ledger as ledgers
 from .attachment import Attachment
 from .digest import digest
+from .drawing import is_drawing
 from .errors import NoSuchSetting, NothingTrains
 from .method import Method
 from .probe import Example, Seen, guess_example
@@ -84,7 +85,7 @@ def finish(at: Attachment, example: Example | None, check: bool) -> None:
         raise NothingTrains(f"{frozen[0]!r} is to train, but something froze it while {type(at.method).__name__} was attached "
                             f"({len(frozen)} such)")
     refuse_reentrant(at.model)
-    if check and next(at.model.parameters()).device.type != "meta":
+    if check and not is_drawing(next(at.model.parameters())):
         with task(at.model, 0) if at.tasks else contextlib.nullcontext():
             if example is not None:
                 at.check(example)

@@ -8,6 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .drawing import is_drawing
+
 WHOLE = 1 << 22  # 32-bit words up to which a tensor is read whole; 16 MiB
 PIECE = 1 << 14  # larger ones: this many words at each of SAMPLES places
 SAMPLES = 64
@@ -21,7 +23,7 @@ def digest(tensor: Tensor, whole: bool = False) -> str:
     of more than ``WHOLE`` words is sampled at ``SAMPLES`` places unless ``whole``.
     """
     tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    if tensor.device.type == "meta":
+    if is_drawing(tensor):
         return f"meta:{tuple(tensor.shape)}"
     words = _words(tensor.detach())
     if words.numel() > WHOLE and not whole:

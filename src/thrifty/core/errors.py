@@ -57,6 +57,10 @@ class BadData(ThriftyError, ValueError):
     """Data that cannot be read, or would make the result wrong."""
 
 
+class OverBudget(ThriftyError, RuntimeError):
+    """A training that would need, or has taken, more memory or time than it was given."""
+
+
 class Missing(ThriftyError, ImportError):
     """An optional package is needed; the message says which one to install."""
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core import Branch, Method, Shared, Site, need, register
 from ..core.digest import digest
+from ..core.drawing import is_drawing
 from ..core.errors import BrokenArtifact, Unfit
 
 if TYPE_CHECKING:
@@ -36,10 +37,10 @@ class RandomMatrices(Shared):
         generator = torch.Generator("cpu").manual_seed(seed)
         for name, shape in (("A", (rank, din)), ("B", (dout, rank))):
             t = torch.empty(shape)
-            if t.device.type != "meta":
+            if not is_drawing(t):
                 t.uniform_(-((6 / shape[1]) ** 0.5), (6 / shape[1]) ** 0.5, generator=generator)
             self.register_buffer(name, t, persistent=keep)
-        if drawn and self.A.device.type != "meta" and self.checksum() != drawn:
+        if drawn and not is_drawing(self.A) and self.checksum() != drawn:
             raise BrokenArtifact(f"torch {torch.__version__} draws other random projections from seed {seed} than were drawn when "
                                  "this adapter was trained, and the file does not hold them: load it with the torch that saved it")
 

@@ -16,7 +16,7 @@ from thrifty import artifact, tasks, trunk
 from thrifty.artifact.fingerprint import base_tensors
 from thrifty.core import Attachment, Method, attach
 from thrifty.core.digest import digests
-from thrifty.core.errors import NoSuchSetting, ThriftyError, Unfit
+from thrifty.core.errors import NoSuchSetting, OverBudget, ThriftyError, Unfit
 from thrifty.core.ledger import refuse_moved, snapshot
 from thrifty.core.watch import occasional
 from thrifty.data import Dataset
@@ -30,12 +30,13 @@ from thrifty.tasks.several import Several
 from thrifty.tasks.task import predicting
 from thrifty.train import chance
 from thrifty.train.checkpoint import Checkpoint, States
+from thrifty.train.guard import Guard
 from thrifty.train.interrupt import Interrupted, Wish
 from thrifty.train.lessons import lessons
 from thrifty.train.log import Log
 from thrifty.train.precision import Precision
 from thrifty.train.predicting import answer
-from thrifty.train.processes import Processes, move
+from thrifty.train.processes import Processes, move, place
 from thrifty.train.progress import Progress
 from thrifty.train.rates import head_of
 from thrifty.train.settings import Settings
@@ -72,6 +73,7 @@ class Job:
     precision: Precision
     shown: bool = True
     resume: bool = False
+    guard: Guard | None = None  # where there is a budget
     backbone: Backbone = field(init=False)
     task: Task = field(init=False)
     at: Attachment | None = None
@@ -89,8 +91,8 @@ class Job:
         """
         chance.sow(seed, self.processes.rank)
         at = self.at = self.prepare(seed)
-        model, place = self.backbone.model, self.folder / f"seed-{seed}"
-        checkpoint = Checkpoint(place / "checkpoint", self.identify(), self.processes)
+        model, folder = self.backbone.model, self.folder / f"seed-{seed}"
+        checkpoint = Checkpoint(folder / "checkpoint", self.identify(), self.processes)
         before = snapshot(model)
         assert self.material is not None
         idle = bool(occasional(at)) or type(self.method).step is not Method.step
@@ -98,7 +100,7 @@ class Job:
         kept = self.keep(at)
         if not self.method.solved:
             training = Training(at, self.processes.wrap(model, idle), self.task, self.material, self.settings, seed,
-                                self.processes, self.precision, kept)
+                                self.processes, self.precision, kept, self.guard)
             log = self.run(training, checkpoint)
         refuse_moved(model, before)
         trained = self.count()
@@ -107,7 +109,7 @@ class Job:
         self.method.finish(at)
         if self.method.solved:
             self.judge(log)
-        return Trained(seed, log, self.save(place / "adapter"), at.state() if self.processes.sharded else None, trained,
+        return Trained(seed, log, self.save(folder / "adapter"), at.state() if self.processes.sharded else None, trained,
                        list(at.about.get("notes", ())))
 
     def judge(self, log: Log) -> None:
@@ -121,7 +123,8 @@ class Job:
         """All steps of one training, or those that an interrupted one has left.
 
         Raises:
-            Interrupted: the user asked to stop; the message says how to go on.
+            Interrupted: the user asked to stop; the message says how to go on. OverBudget: it took more than it
+                was given; likewise.
         """
         name = f"seed {training.log.seed}" if self.settings.seeds > 1 else "training"
         progress, wish = Progress(training.total, 0, name, self.shown and self.processes.main), Wish()
@@ -130,6 +133,9 @@ class Job:
                 return training.run(checkpoint, wish, progress, self.resume)
         except Interrupted as stopped:
             raise Interrupted(f"{name} {stopped}. To go on: the same command with --resume (in Python resume=True)") from None
+        except OverBudget as stopped:
+            raise OverBudget(f"{name} {stopped}. To go on: the same command with a larger budget and --resume (in Python "
+                             "resume=True)") from None
         finally:
             progress.close()
             training.kept.remove()
@@ -139,7 +145,7 @@ class Job:
         if self.at is not None and not self.processes.sharded:
             self.at.detach()
         self.backbone = self.load(seed)
-        model = self.backbone.model.to(self.processes.device)
+        model = place(self.backbone.model, self.processes.device)
         self.task = tasks.get(self.dataset.task, self.backbone, self.dataset.labels, **self.limits())
         train, validation = self.dataset.splits["train"], self.dataset.splits["validation"]
         self.task.fit(train)

@@ -171,6 +171,12 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def place(model: nn.Module, device: torch.device) -> nn.Module:
+    """``model`` on ``device``, moved only if it must be: tensors without numbers cannot be."""
+    there = all(t.device == device for t in (*model.parameters(), *model.buffers()))
+    return model if there else model.to(device)
+
+
 def move(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """A batch, on ``device``."""
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,17 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.core import Attachment
-from thrifty.core.errors import ThriftyError
+from thrifty.core.errors import OverBudget, ThriftyError
 from thrifty.tasks import Task
 from thrifty.tasks.task import VIEW
 from thrifty.train import optimizers
+from thrifty.train.budget import Budget
 from thrifty.train.checkpoint import Checkpoint, States
+from thrifty.train.guard import Guard
 from thrifty.train.interrupt import Interrupted, Wish
 from thrifty.train.log import Log
 from thrifty.train.mixture import Mixture, arrange
 from thrifty.train.order import deal
 from thrifty.train.precision import Precision
-from thrifty.train.predicting import Abandoned, answer
+from thrifty.train.predicting import Abandoned, answer, length
 from thrifty.train.processes import Processes, move
 from thrifty.train.progress import Progress
 from thrifty.train.rates import give_head, head_of
@@ -42,10 +45,10 @@ class Material:
 
 class Training:
     """One training of ``at`` from one seed. ``settings`` has a rate and epochs; ``model`` is what ``processes`` wrapped;
-    ``kept`` knows what of it need not be computed."""
+    ``kept`` knows what of it need not be computed, and ``guard`` what it may take."""
 
     def __init__(self, at: Attachment, model: nn.Module, task: Task, material: Material, settings: Settings, seed: int,
-                 processes: Processes, precision: Precision, kept: Direct | None = None) -> None:
+                 processes: Processes, precision: Precision, kept: Direct | None = None, guard: Guard | None = None) -> None:
         assert settings.rate is not None and settings.epochs is not None and at.method is not None
         self.at, self.model, self.task, self.material, self.settings = at, model, task, material, settings
         self.processes, self.precision, self.method, self.kept = processes, precision, at.method, kept or Direct()
@@ -64,6 +67,7 @@ class Training:
         self.taken = 0  # steps since this process began
         self.best: States | None = None
         self.revision = at.revision
+        self.guard = guard or Guard(Budget(), processes.device)
 
     def run(self, checkpoint: Checkpoint | None, wish: Wish, progress: Progress, resume: bool = False) -> Log:
         """Train to the end, then put the best state back.
@@ -71,8 +75,10 @@ class Training:
         Raises:
             Interrupted: the user asked to stop; what was done is in the checkpoint.
             ThriftyError: a loss that is not finite. NothingTrains: something that must train gets no gradient.
+            OverBudget: it takes more than it was given; what was done is in the checkpoint.
         """
         self.checkpoint, self.wish, self.progress = checkpoint, wish, progress
+        self.guard.begin()
         if resume and checkpoint is not None and (found := checkpoint.read(self.at, self.optimizer)) is not None:
             self.log, self.best = found
             self.revision = self.at.revision
@@ -86,10 +92,18 @@ class Training:
                 self.log.stopped = "finished"
                 self._keep()
             else:
-                self._step()
+                with self.guard.watching(self._size(), self._tensors()):
+                    self._step()
+            if self.log.stopped is None and (why := self.guard.exceeded()) is not None:
+                self._leave(why)
         if self.best is not None:
             self.at.load_state(self.best)
         return self.log
+
+    def try_step(self) -> None:
+        """One step alone, of which nothing is shown or written down: for whoever wants to see what a step takes."""
+        self.progress = Progress(1, 0, "", False)
+        self._step()
 
     # -- one step ---------------------------------------------------------------------------------------------------------
     def _step(self) -> None:
@@ -173,6 +187,18 @@ class Training:
     def _trained(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
+    def _size(self) -> int:
+        """Tokens of the next step with their padding, or pictures."""
+        rows = self.order.step(self.log.step)
+        return len(rows) * max(1, *(length(self.material.train[row]) for row in rows))
+
+    def _tensors(self) -> Iterator[Tensor]:
+        """What is held between two steps, where the training is."""
+        yield from (*self.at.model.parameters(), *self.at.model.buffers(), *self.at.base.values(), *self.at.memory.values())
+        yield from (p.grad for p in self._trained() if p.grad is not None)
+        yield from (value for held in self.optimizer.state.values() for value in held.values() if isinstance(value, Tensor))
+        yield from (self.best or {}).values()
+
     # -- between steps ----------------------------------------------------------------------------------------------------
     def _evaluate(self) -> None:
         began, step = time.monotonic(), self.log.step
@@ -206,10 +232,12 @@ class Training:
         if self.checkpoint is not None:
             self.checkpoint.write(self.at, self.optimizer, self.log, self.best)
 
-    def _leave(self) -> None:
+    def _leave(self, why: str | None = None) -> None:
+        """Stop here, because the user asked for it, or because of what was exceeded."""
         self._keep()
         where = f"; the checkpoint in {self.checkpoint.folder} is complete" if self.checkpoint is not None else ""
-        raise Interrupted(f"stopped after step {self.log.step} of {self.total}{where}")
+        said = f"stopped after step {self.log.step} of {self.total}{where}"
+        raise Interrupted(said) if why is None else OverBudget(f"{said}: {why}")
 
 
 def evaluation_steps(total: int, per_epoch: int, evaluations: float) -> set[int]:

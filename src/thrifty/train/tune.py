@@ -15,11 +15,13 @@ from thrifty.core.errors import ThriftyError
 from thrifty.data import Several
 from thrifty.models import Backbone
 from thrifty.train import chance
+from thrifty.train.budget import Budget
 from thrifty.train.checkpoint import refuse_other
 from thrifty.train.choosing import choose_method, describe, resolve
 from thrifty.train.files import read_json, write_json
 from thrifty.train.finish import finish
 from thrifty.train.folder import claim, free_name
+from thrifty.train.guard import Guard
 from thrifty.train.job import Job
 from thrifty.train.precision import choose
 from thrifty.train.processes import here
@@ -31,7 +33,7 @@ from thrifty.train.settings import Settings
 def tune(model: str | nn.Module | Backbone, data: Any, method: str | Method | Mapping[str, Any] = "lora",
          out: str | os.PathLike[str] | None = None, *, settings: Settings | Mapping[str, Any] | None = None,
          resume: bool = False, overwrite: bool = False, progress: bool = True, command: str | None = None,
-         **changes: Any) -> Run:
+         budget: Budget | Mapping[str, Any] | None = None, **changes: Any) -> Run:
     """Adapt ``model`` to ``data`` with ``method``, and say honestly how well that went.
 
     Args:
@@ -46,11 +48,15 @@ def tune(model: str | nn.Module | Backbone, data: Any, method: str | Method | Ma
         overwrite: replace the run in ``out``.
         progress: show progress on stderr.
         command: the command line that repeats the run, for the report.
+        budget: {"memory": "2GiB", "time": "30m"}, one or both: what is predicted not to fit is refused before anything is loaded,
+            with what would fit; and what exceeds it while it trains is stopped, with its checkpoint complete.
 
     Raises:
         ThriftyError: one of its kinds for every mistake in model, data, method, setting or folder, before anything trains.
+        OverBudget: the training would not keep its budget, or did not.
         KeyboardInterrupt: after Ctrl-C; the checkpoint is complete, and the message says how to go on.
     """
+    limits = Budget.make(budget)
     given = Settings.make({**(settings.plain() if isinstance(settings, Settings) else settings or {}), **changes})
     chosen, processes = choose_method(method), here(given.device)
     if resume and out is None:
@@ -60,6 +66,10 @@ def tune(model: str | nn.Module | Backbone, data: Any, method: str | Method | Ma
     shape = find_form(dataset, model, given)
     full = resolve(given, chosen, shape, count_rows(dataset, given.cap), processes.world, precision.name)
     full = replace(full, **settle(dataset, given))
+    if limits:
+        from thrifty.planning.forecasting import refuse_over  # which knows this room
+
+        refuse_over(model, dataset, chosen, full, shape, processes, precision, limits)
     names = {"model": name_model(model), "data": name_data(dataset)}
     config = {**names, "method": describe(chosen), **full.plain()}
     data_named = "-and-".join(names["data"]) if isinstance(dataset, Several) else names["data"]
@@ -67,7 +77,8 @@ def tune(model: str | nn.Module | Backbone, data: Any, method: str | Method | Ma
     folder = Path(out) if out is not None else free_name(Path("runs"), name)
     if processes.once(lambda: open_folder(folder, config, resume, overwrite)):
         return Run.read(folder)
-    job = Job(model, shape, chosen, dataset, full, folder, config, processes, precision, progress, resume)
+    job = Job(model, shape, chosen, dataset, full, folder, config, processes, precision, progress, resume,
+              Guard(limits, processes.device) if limits else None)
     with chance.kept():
         trained = [job.train(full.seed + i) for i in range(full.seeds)]
         return finish(job, trained, command)

@@ -1,0 +1,219 @@
+"""Planning: what trainings of one model by several methods would take, before any weight is read."""
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from thrifty.core import Method
+from thrifty.core.errors import NoSuchSetting, OverBudget, ThriftyError
+from thrifty.data import Dataset, Several
+from thrifty.methods import CATALOGUE
+from thrifty.models import Backbone
+from thrifty.models.outline import outline
+from thrifty.planning import machine as machines
+from thrifty.planning.calibrating import calibrate
+from thrifty.planning.forecast import Forecast, foretell
+from thrifty.planning.invented import guess_task, invent
+from thrifty.planning.machine import Machine
+from thrifty.planning.rehearsal import rehearse
+from thrifty.planning.remedies import Search
+from thrifty.planning.scene import Scene, outline_backbone, set_scene
+from thrifty.report import numbers
+from thrifty.train.budget import Budget
+from thrifty.train.choosing import choose_method
+from thrifty.train.precision import Precision, choose
+from thrifty.train.processes import Processes, here
+from thrifty.train.reading import count_rows, find_form, read_data
+from thrifty.train.settings import Settings
+
+Named = str | Method | Mapping[str, Any]
+LONGEST = 256  # tokens of an invented row, where nothing else is said; as many as a run allows by default
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``forecasts`` are ordered: what fits first, and of that what needs least memory. ``refused`` are the methods that could not
+    be rehearsed, with the reason; ``about`` says of what the plan is."""
+
+    about: dict[str, Any]
+    budget: Budget
+    forecasts: tuple[Forecast, ...]
+    refused: dict[str, str]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {"about": self.about, "budget": {"memory": self.budget.memory, "time": self.budget.time},
+                "forecasts": [each.plain() for each in self.forecasts], "refused": self.refused}
+
+    def __str__(self) -> str:
+        from thrifty.planning.table import write
+
+        return write(self)
+
+
+def plan(model: str | nn.Module | Backbone, method: Named | Sequence[Named] = "all", data: Any = None, *,
+         memory: str | int | None = None, time: str | float | None = None, task: str | None = None, labels: int = 2,
+         length: int | None = None, image_size: int | None = None, rows: int | None = None, machine: Machine | None = None,
+         progress: bool = False, **changes: Any) -> Plan:
+    """What a training by each method would take: memory, time, the adapter's size, and what it adds to later answers.
+
+    No weights are loaded: of a named model its configuration is enough. Each method trains one step on tensors without numbers.
+
+    Args:
+        model, method: as `thrifty.tune` takes them; several methods in a list, or "all".
+        data: what `thrifty.tune` takes; without it rows are invented, of ``length`` tokens (or pictures ``image_size`` wide), for a
+            ``task`` with so many ``labels``. ``rows`` is then how many there would be, and the total time is not known without.
+        memory, time: the budget, "8GiB" and "1h" or bytes and seconds.
+        machine: what computes; by default this one, which is measured for some eight seconds the first time.
+        progress: say on stderr which method is being rehearsed.
+        changes: settings of training, see `thrifty.train.Settings`.
+
+    Raises:
+        ThriftyError: one of its kinds for every mistake in model, data, method, setting or budget; of a single method also what
+            the run itself would refuse.
+    """
+    budget, settings = Budget.make({"memory": memory, "time": time}), Settings.make(changes)
+    refuse_meaningless(budget, data, rows, settings)
+    chosen = choose_methods(method)
+    processes = here(settings.device)
+    precision = choose(settings.precision, processes.device)
+    if data is None:
+        scene = invent_scene(model, settings, processes, precision, task, labels, length, image_size, rows)
+    else:
+        scene = read_scene(model, data, replace(settings, task=task or settings.task, max_length=length or settings.max_length),
+                           processes, precision)
+    machine = machine or machines.recall(processes.device) or _measure(processes, progress)
+    forecasts, refused = [], {}
+    for name, one in chosen.items():
+        if progress:
+            print(f"rehearsing {name} …", file=sys.stderr, flush=True)
+        try:
+            forecasts.append(foresee(scene, one if isinstance(one, Method) else choose_method(one), machine, budget))
+        except ThriftyError as error:
+            if len(chosen) == 1:
+                raise
+            refused[name] = str(error)
+        except Exception as error:  # what looks at numbers fails in as many ways as there are to look
+            refused[name] = f"a step cannot be rehearsed on tensors without numbers ({type(error).__name__}: {_first(error)})"
+    ranked = sorted(forecasts, key=lambda each: (not each.fits, each.memory.peak))
+    return Plan({**describe(scene), "machine": machine.about}, budget, tuple(ranked), refused)
+
+
+def refuse_over(model: Any, dataset: Dataset, method: Method, settings: Settings, form: str, processes: Processes,
+                precision: Precision, budget: Budget) -> None:
+    """Refuse a training that is predicted not to keep its budget.
+
+    Raises:
+        OverBudget: it is; the message says by how much, and what would make it fit.
+        NoSuchSetting: a training of several datasets or in several processes, which cannot be predicted.
+    """
+    if isinstance(dataset, Several) or processes.world > 1:
+        raise NoSuchSetting("budget: only a training of one dataset in one process is predicted, so no other can be given one")
+    backbone = outline_backbone(model, form, dataset.labels if form == dataset.task else None, reads=True)
+    rows = count_rows(dataset, None), len(next(iter(dataset.splits["validation"].values())))
+    scene = set_scene(backbone, form, dataset, settings, processes, precision, rows)
+    machine = None
+    if budget.time is not None:
+        machine = machines.recall(processes.device) or _measure(processes, True)
+    try:
+        found = foresee(scene, method, machine, budget)
+    except RuntimeError as error:
+        if isinstance(error, ThriftyError):
+            raise
+        raise NoSuchSetting(f"budget: a step of {method.name} cannot be rehearsed on tensors without numbers ({_first(error)}), so "
+                            "what it takes is not known before: train it without a budget") from None
+    if found.fits:
+        return
+    says = [f"{numbers.size(found.memory.peak)} of tensors, and the budget is {numbers.size(budget.memory or 0)}"
+            ] if "memory" in found.over else []
+    if "time" in found.over and found.time is not None:
+        says.append(f"{numbers.seconds(found.time.total or 0.0)}, and the budget is {numbers.seconds(budget.time or 0.0)}")
+    ways = "; ".join(each.words for each in found.remedies)
+    raise OverBudget(f"{method.name} would take {'; '.join(says)}. "
+                     + (f"It would fit with {ways}" if ways else "Neither a smaller batch nor checkpointing makes it fit: choose "
+                        "another method (thrifty plan --method all)"))
+
+
+def foresee(scene: Scene, method: Method, machine: Machine | None, budget: Budget) -> Forecast:
+    """The forecast of one method, with what would make it fit if it does not."""
+    found = rehearse(scene, method)
+    forecast = foretell(found, method, scene.rows, machine, budget)
+    if forecast.fits:
+        return forecast
+    return replace(forecast, remedies=tuple(Search(scene, method, machine, budget, found).remedies()))
+
+
+def choose_methods(method: Named | Sequence[Named]) -> dict[str, Named]:
+    """The methods by name. All are checked when their turn comes, but names that do not exist are refused at once.
+
+    Raises:
+        NoSuchSetting: an unknown method or setting.
+    """
+    if method == "all":
+        return {name: name for name in CATALOGUE}
+    several = [method] if isinstance(method, (str, Method, Mapping)) else list(method)
+    if not several:
+        raise NoSuchSetting("there is no method to plan with: name some, or all")
+    return {made.name: made for made in map(choose_method, several)}
+
+
+def invent_scene(model: Any, settings: Settings, processes: Processes, precision: Precision, task: str | None, labels: int,
+                 length: int | None, image_size: int | None, rows: int | None) -> Scene:
+    """The scene of a training on invented rows."""
+    whole: Any = outline(model) if isinstance(model, str) else model.model if isinstance(model, Backbone) else model
+    kind = task or guess_task(getattr(whole, "config", None))
+    limit = getattr(getattr(whole, "config", None), "max_position_embeddings", None)
+    size = length or (min(LONGEST, limit) if isinstance(limit, int) and limit > 0 else LONGEST)
+    dataset = invent(kind, settings.batch * settings.accumulate, size, labels)
+    backbone = outline_backbone(model, kind, dataset.labels, reads=False, side=image_size)
+    told = settings if kind == "image-classification" else replace(settings, max_length=size)
+    return set_scene(backbone, kind, dataset, told, processes, precision, None if rows is None else (rows, max(1, rows // 9)))
+
+
+def read_scene(model: Any, data: Any, settings: Settings, processes: Processes, precision: Precision) -> Scene:
+    """The scene of a training on rows that are there."""
+    whole = outline(model) if isinstance(model, str) else model
+    dataset = read_data(data, settings, whole)
+    if isinstance(dataset, Several):
+        raise NoSuchSetting("a plan is of one dataset: give them one by one")
+    form = find_form(dataset, whole, settings)
+    backbone = outline_backbone(model, form, dataset.labels if form == dataset.task else None, reads=True)
+    rows = count_rows(dataset, None), len(next(iter(dataset.splits["validation"].values())))
+    return set_scene(backbone, form, dataset, settings, processes, precision, rows)
+
+
+def refuse_meaningless(budget: Budget, data: Any, rows: int | None, settings: Settings) -> None:
+    """Raises: NoSuchSetting for what has no meaning beside the rest."""
+    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
+        raise NoSuchSetting(f"rows must be a whole number of at least 1, not {rows!r}")
+    if data is not None and rows is not None:
+        raise NoSuchSetting("rows are counted where there is data: give one of them")
+    if budget.time is not None and data is None and rows is None:
+        raise NoSuchSetting("how long a training takes depends on the number of rows: give data (--data) or rows (--rows)")
+
+
+def describe(scene: Scene) -> dict[str, Any]:
+    """Of what a plan is."""
+    from thrifty.train.predicting import length
+
+    settings = scene.settings
+    return {"model": scene.backbone.source.get("id"), "task": scene.dataset.task, "batch": settings.batch,
+            "accumulate": settings.accumulate, "longest": max(map(length, scene.largest)) or None,
+            "rows": None if scene.rows is None else list(scene.rows), "precision": scene.precision.name,
+            "checkpointing": settings.checkpointing, "device": str(scene.processes.device)}
+
+
+def _measure(processes: Processes, progress: bool) -> Machine:
+    if progress:
+        print("measuring this machine, once, for some eight seconds …", file=sys.stderr, flush=True)
+    found = calibrate(processes.device)
+    machines.remember(found)
+    return found
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:160]

@@ -1,0 +1,62 @@
+"""Observed: what a block of code holds, computes and keeps for its backward pass, on tensors with or without numbers."""
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thrifty.planning.work import Work
+from thrifty.train.held import Held
+
+ASKED = torch.ops.aten._local_scalar_dense.default
+
+
+class Observed(Held):
+    """Counts work beside memory. With ``answers``, whoever asks a tensor for its number is told 1: drawings have none."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.work, self.answers = Work(), False
+
+    def take(self) -> Work:
+        """What was computed since this was last asked."""
+        done, self.work = self.work, Work()
+        return done
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.answers and func is ASKED:
+            return 1.0 if args[0].is_floating_point() else 1
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        self.work.add(func, args, kwargs or {}, out)
+        return out
+
+
+class Saved(torch.autograd.graph.saved_tensors_hooks):
+    """Counts what autograd keeps between the passes: each piece of memory once, without ``own``, that of the model itself.
+
+    ``most`` is in bytes. What gradient checkpointing keeps of a block, its input, is none of autograd's business and not seen.
+    """
+
+    def __init__(self, own: Iterable[Tensor]) -> None:
+        super().__init__(self._keep, lambda tensor: tensor)
+        self.now = self.most = 0
+        self._own = {tensor.untyped_storage()._cdata for tensor in own}
+        self._kept: dict[int, weakref.ref[Any]] = {}
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        memory = tensor.untyped_storage()
+        place, size = memory._cdata, memory.nbytes()
+        if place in self._own or place in self._kept:
+            return tensor
+
+        def free(_: Any) -> None:
+            if self._kept.pop(place, None) is not None:
+                self.now -= size
+
+        self._kept[place] = weakref.ref(memory, free)
+        self.now += size
+        self.most = max(self.most, self.now)
+        return tensor

@@ -1,0 +1,104 @@
+"""Remedies: what would make a training fit its budget. Each is rehearsed before it is said."""
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from thrifty.core import Method
+from thrifty.core.errors import ThriftyError
+from thrifty.planning.forecast import Forecast, Remedy, foretell
+from thrifty.planning.machine import Machine
+from thrifty.planning.rehearsal import Rehearsed, rehearse
+from thrifty.planning.scene import Scene
+from thrifty.report import numbers
+from thrifty.train.budget import Budget
+
+
+@dataclass(frozen=True)
+class Search:
+    """For what would let ``method`` fit the ``budget``, where ``found`` is how it would be without."""
+
+    scene: Scene
+    method: Method
+    machine: Machine | None
+    budget: Budget
+    found: Rehearsed
+
+    def remedies(self) -> Iterator[Remedy]:
+        """Whatever suffices: a smaller batch, gradient checkpointing, both, a base in four bits; fewer epochs."""
+        memory = self.budget.memory
+        if memory is None or self.found.memory.peak <= memory:
+            yield from self._settle({}, self.found)
+            return
+        alone = [*self._shrink({}), *self._checkpoint({})]
+        if not alone and not self.scene.settings.checkpointing:
+            alone = [*self._shrink({"checkpointing": True})]
+        for changes, found in alone:
+            yield from self._settle(changes, found)
+        yield from self._pack(memory)
+
+    def _try(self, changes: dict[str, Any]) -> Rehearsed:
+        return rehearse(self.scene.change(**changes), self.method)
+
+    def _shrink(self, changes: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Rehearsed]]:
+        """The largest batch that fits, accumulated to as many rows a step as were asked for."""
+        settings, memory = self.scene.settings, self.budget.memory or 0
+        rows = settings.batch * settings.accumulate
+        if settings.batch == 1 or self.found.learn is None:
+            return
+
+        def change(batch: int) -> dict[str, Any]:
+            return {**changes, "batch": batch, "accumulate": math.ceil(rows / batch)}
+
+        with contextlib.suppress(ThriftyError):
+            least = self._try(change(1))
+            if least.memory.peak > memory:
+                return
+            grows = (self.found.memory.peak - least.memory.peak) / (settings.batch - 1)  # too much, if it is checkpointed
+            batch = min(settings.batch - 1, 1 + int((memory - least.memory.peak) / max(grows, 1.0)))
+            while batch > 1 and (more := self._try(change(batch))).memory.peak > memory:
+                batch = batch * 3 // 4
+            yield change(batch), more if batch > 1 else least
+
+    def _checkpoint(self, changes: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Rehearsed]]:
+        """Activations computed twice, where the model offers that."""
+        if self.scene.settings.checkpointing or self.found.learn is None:
+            return
+        with contextlib.suppress(ThriftyError):
+            found = self._try({**changes, "checkpointing": True})
+            if found.memory.peak <= (self.budget.memory or 0):
+                yield {**changes, "checkpointing": True}, found
+
+    def _pack(self, memory: int) -> Iterator[Remedy]:
+        """Frozen linear layers of the blocks in four bits, of which the largest is unpacked at any time."""
+        now, packed, largest = self.found.packed
+        peak = self.found.memory.peak - now + packed + largest
+        if peak <= memory:
+            yield Remedy(f"a base in 4 bits (NF4): {numbers.size(peak)}", {}, peak, None)
+
+    def _settle(self, changes: dict[str, Any], found: Rehearsed) -> Iterator[Remedy]:
+        """The remedy, with as many epochs as the time allows, if it allows one."""
+        then = self._foretell(found)
+        if "time" in then.over and then.time is not None and then.time.total is not None:
+            allowed = (found.settings.epochs or 1.0) * (self.budget.time or 0.0) / then.time.total
+            if (epochs := math.floor(allowed * 10) / 10) < 1:
+                return
+            changes = {**changes, "epochs": epochs}
+            with contextlib.suppress(ThriftyError):
+                found = self._try(changes)
+            then = self._foretell(found)
+        if changes and then.fits:
+            total = then.time.total if then.time is not None else None
+            told = ", ".join(_say(name, value) for name, value in changes.items())
+            taken = numbers.size(then.memory.peak) + ("" if total is None else f", {numbers.seconds(total)}")
+            yield Remedy(f"{told}: {taken}", changes, then.memory.peak, total)
+
+    def _foretell(self, found: Rehearsed) -> Forecast:
+        return foretell(found, self.method, self.scene.rows, self.machine, self.budget)
+
+
+def _say(name: str, value: Any) -> str:
+    return f"--{name}" if value is True else f"--{name} {value:g}"

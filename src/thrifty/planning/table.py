@@ -1,0 +1,58 @@
+"""A plan as people read it: one line for each method, and what would make the others fit."""
+from __future__ import annotations
+
+from typing import Any
+
+from thrifty.planning.forecast import Forecast
+from thrifty.planning.forecasting import Plan
+from thrifty.report import numbers
+
+HEADS = ("method", "peak", "weights", "gradients", "optimizer", "activations", "workspace", "a step", "in all", "trains",
+         "adapter", "adds at inference", "fits")
+
+
+def write(plan: Plan) -> str:
+    """The whole plan as text."""
+    rows = [_row(forecast, bool(plan.budget)) for forecast in plan.forecasts]
+    wide = [max(len(row[i]) for row in (HEADS, *rows)) for i in range(len(HEADS))]
+    lines = [_about(plan.about), ""]
+    for name, *cells in (HEADS, *rows) if rows else ():
+        right = [cell.rjust(width) for cell, width in zip(cells, wide[1:], strict=True)]
+        lines.append("  ".join([name.ljust(wide[0]), *right]).rstrip())
+    for forecast in plan.forecasts:
+        if not forecast.fits:
+            ways = "; ".join(each.words for each in forecast.remedies) or "nothing that was tried"
+            lines.append(f"{forecast.method} would fit with {ways}")
+    if plan.refused:
+        lines += ["", "Not predicted:", *(f"  {name}: {why}" for name, why in plan.refused.items())]
+    return "\n".join([*lines, "", _small(plan)])
+
+
+def _row(forecast: Forecast, limited: bool) -> tuple[str, ...]:
+    memory, time = forecast.memory, forecast.time
+    parts = (memory.peak, memory.weights + memory.kept + memory.best, memory.gradients, memory.optimizer, memory.activations,
+             memory.workspace)
+    adds = "–" if forecast.flops is None else f"{numbers.short(forecast.flops)} FLOP" if forecast.flops > 0 else "nothing"
+    if forecast.flops and forecast.flops < 0:
+        adds = f"−{numbers.short(-forecast.flops)} FLOP"
+    if forecast.flops and time is not None and time.added is not None:
+        adds += f", {1000 * time.added:.2g} ms"
+    step = "–" if time is None else numbers.seconds(time.step)
+    whole = "–" if time is None or time.total is None else numbers.seconds(time.total)
+    fits = "" if not limited else "yes" if forecast.fits else f"no ({' and '.join(forecast.over)})"
+    return (forecast.method, *map(numbers.size, parts), step, whole, numbers.short(forecast.trainable),
+            numbers.size(forecast.adapter), adds, fits)
+
+
+def _about(about: dict[str, Any]) -> str:
+    longest = f" of at most {about['longest']} tokens" if about["longest"] else ""
+    rows = f", {about['rows'][0]:,} training rows" if about["rows"] else ""
+    steps = f"batches of {about['batch']}" + (f" × {about['accumulate']}" if about["accumulate"] > 1 else "")
+    return f"{about['model']}, {about['task']}, {steps}{longest}{rows}, {about['precision']} on {about['device']}"
+
+
+def _small(plan: Plan) -> str:
+    machine = plan.about["machine"]
+    return ("Memory is that of tensors; Python, libraries and data come on top. Under weights stands all that is held between "
+            f"steps beside gradients and optimizer. Times are predicted for {machine['name']} with {machine['threads']} threads, "
+            "without early stopping and without reading data.")
