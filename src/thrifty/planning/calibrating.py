@@ -12,6 +12,7 @@ from torch import Tensor
 
 from thrifty.planning.machine import Machine, describe
 from thrifty.planning.observed import Observed
+from thrifty.train.precision import has_bfloat16
 
 Probe = tuple[str, float, Callable[[], Any]]  # key of the rate, size, what to run
 NARROW = (8, 32, 128, 512, 2048)                        # sides of products
@@ -40,7 +41,7 @@ def make_probes(device: torch.device) -> Iterator[Probe]:
     def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(*shape, device=device).to(dtype)
 
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16) if has_bfloat16(device)[0] else (torch.float32,):
         kind = str(dtype).removeprefix("torch.")
         for side in NARROW:
             x, w = draw(512, max(side, 768), dtype=dtype), draw(max(side, 768), side, dtype=dtype)
@@ -61,7 +62,7 @@ def make_probes(device: torch.device) -> Iterator[Probe]:
 
 
 def _median(device: torch.device, run: Callable[[], Any], seconds: float) -> float:
-    """The median time of a run, over as many as fit, at least three; the first does not count."""
+    """The median time of a run, over as many as fit, at least one; another before them does not count."""
     def once() -> float:
         began = time.perf_counter()
         run()
@@ -71,7 +72,7 @@ def _median(device: torch.device, run: Callable[[], Any], seconds: float) -> flo
 
     until = time.perf_counter() + seconds
     once()
-    times = [once() for _ in range(3)]
+    times = [once()]
     while time.perf_counter() < until and len(times) < 10_000:
         times.append(once())
     return statistics.median(times)

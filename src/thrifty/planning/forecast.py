@@ -102,4 +102,5 @@ def _time(found: Rehearsed, method: Method, rows: tuple[int, int] | None, machin
         looks = len(evaluation_steps(every, per_epoch, settings.evaluations)) if found.learn is not None else 1
         judging = looks * math.ceil(rows[1] / settings.batch) * answer
         total = settings.seeds * ((every if found.learn is not None else 0) * step + judging)
+        total += math.ceil(sum(rows) / settings.batch) * machine.seconds(found.below) if found.below is not None else 0.0
     return Time(step, total, None if answer is None else added)

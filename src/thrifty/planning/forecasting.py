@@ -21,8 +21,9 @@ from thrifty.planning.invented import guess_task, invent
 from thrifty.planning.machine import Machine
 from thrifty.planning.rehearsal import rehearse
 from thrifty.planning.remedies import Search
-from thrifty.planning.scene import Scene, outline_backbone, set_scene
+from thrifty.planning.scene import ROUNDS, Scene, outline_backbone, set_scene
 from thrifty.report import numbers
+from thrifty.tasks.encoding import check_length, position_limit
 from thrifty.train.budget import Budget
 from thrifty.train.choosing import choose_method
 from thrifty.train.precision import Precision, choose
@@ -31,7 +32,6 @@ from thrifty.train.reading import count_rows, find_form, read_data
 from thrifty.train.settings import Settings
 
 Named = str | Method | Mapping[str, Any]
-LONGEST = 256  # tokens of an invented row, where nothing else is said; as many as a run allows by default
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def plan(model: str | nn.Module | Backbone, method: Named | Sequence[Named] = "a
         data: what `thrifty.tune` takes; without it rows are invented, of ``length`` tokens (or pictures ``image_size`` wide), for a
             ``task`` with so many ``labels``. ``rows`` is then how many there would be, and the total time is not known without.
         memory, time: the budget, "8GiB" and "1h" or bytes and seconds.
-        machine: what computes; by default this one, which is measured for some eight seconds the first time.
+        machine: what computes; by default this one, which is measured for some eight seconds the first time. Where it only emulates
+            the precision, no time is predicted.
         progress: say on stderr which method is being rehearsed.
         changes: settings of training, see `thrifty.train.Settings`.
 
@@ -86,7 +87,7 @@ def plan(model: str | nn.Module | Backbone, method: Named | Sequence[Named] = "a
     else:
         scene = read_scene(model, data, replace(settings, task=task or settings.task, max_length=length or settings.max_length),
                            processes, precision)
-    machine = machine or machines.recall(processes.device) or _measure(processes, progress)
+    machine = machine or find_machine(processes, precision, progress)
     forecasts, refused = [], {}
     for name, one in chosen.items():
         if progress:
@@ -100,7 +101,7 @@ def plan(model: str | nn.Module | Backbone, method: Named | Sequence[Named] = "a
         except Exception as error:  # what looks at numbers fails in as many ways as there are to look
             refused[name] = f"a step cannot be rehearsed on tensors without numbers ({type(error).__name__}: {_first(error)})"
     ranked = sorted(forecasts, key=lambda each: (not each.fits, each.memory.peak))
-    return Plan({**describe(scene), "machine": machine.about}, budget, tuple(ranked), refused)
+    return Plan({**describe(scene), "machine": machine.about if machine is not None else None}, budget, tuple(ranked), refused)
 
 
 def refuse_over(model: Any, dataset: Dataset, method: Method, settings: Settings, form: str, processes: Processes,
@@ -116,9 +117,10 @@ def refuse_over(model: Any, dataset: Dataset, method: Method, settings: Settings
     backbone = outline_backbone(model, form, dataset.labels if form == dataset.task else None, reads=True)
     rows = count_rows(dataset, None), len(next(iter(dataset.splits["validation"].values())))
     scene = set_scene(backbone, form, dataset, settings, processes, precision, rows)
-    machine = None
-    if budget.time is not None:
-        machine = machines.recall(processes.device) or _measure(processes, True)
+    machine = find_machine(processes, precision, True) if budget.time is not None else None
+    if budget.time is not None and machine is None:
+        raise NoSuchSetting(f"budget: this machine only emulates {precision.name}, so no time is predicted: give none, or another "
+                            "precision")
     try:
         found = foresee(scene, method, machine, budget)
     except RuntimeError as error:
@@ -158,20 +160,25 @@ def choose_methods(method: Named | Sequence[Named]) -> dict[str, Named]:
     several = [method] if isinstance(method, (str, Method, Mapping)) else list(method)
     if not several:
         raise NoSuchSetting("there is no method to plan with: name some, or all")
-    return {made.name: made for made in map(choose_method, several)}
+    found: dict[str, Named] = {}
+    for made in map(choose_method, several):
+        if made.name in found:
+            raise NoSuchSetting(f"the method {made.name!r} stands twice: plan one after the other")
+        found[made.name] = made
+    return found
 
 
 def invent_scene(model: Any, settings: Settings, processes: Processes, precision: Precision, task: str | None, labels: int,
                  length: int | None, image_size: int | None, rows: int | None) -> Scene:
     """The scene of a training on invented rows."""
     whole: Any = outline(model) if isinstance(model, str) else model.model if isinstance(model, Backbone) else model
-    kind = task or guess_task(getattr(whole, "config", None))
-    limit = getattr(getattr(whole, "config", None), "max_position_embeddings", None)
-    size = length or (min(LONGEST, limit) if isinstance(limit, int) and limit > 0 else LONGEST)
-    dataset = invent(kind, settings.batch * settings.accumulate, size, labels)
+    kind = task or guess_task(whole)
+    size = length or check_length(None, position_limit(Backbone(whole)))
+    dataset = invent(kind, settings.batch * ROUNDS, size, labels)
     backbone = outline_backbone(model, kind, dataset.labels, reads=False, side=image_size)
     told = settings if kind == "image-classification" else replace(settings, max_length=size)
-    return set_scene(backbone, kind, dataset, told, processes, precision, None if rows is None else (rows, max(1, rows // 9)))
+    judged = None if rows is None else (rows, max(1, rows // 8))  # as data is carved: eight of ten to train on, one to judge by
+    return set_scene(backbone, kind, dataset, told, processes, precision, judged, real=False)
 
 
 def read_scene(model: Any, data: Any, settings: Settings, processes: Processes, precision: Precision) -> Scene:
@@ -207,11 +214,15 @@ def describe(scene: Scene) -> dict[str, Any]:
             "checkpointing": settings.checkpointing, "device": str(scene.processes.device)}
 
 
-def _measure(processes: Processes, progress: bool) -> Machine:
+def find_machine(processes: Processes, precision: Precision, progress: bool) -> Machine | None:
+    """What is known of this machine, which is measured the first time; None where it only emulates the ``precision``."""
+    if precision.warning is not None:
+        return None
+    if (known := machines.recall(processes.device)) is not None:
+        return known
     if progress:
         print("measuring this machine, once, for some eight seconds …", file=sys.stderr, flush=True)
-    found = calibrate(processes.device)
-    machines.remember(found)
+    machines.remember(found := calibrate(processes.device))
     return found
 
 

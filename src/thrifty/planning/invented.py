@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from thrifty.core.errors import NoSuchSetting, nearest
 from thrifty.data import Dataset
 from thrifty.data.tasks import TASKS
@@ -11,12 +13,20 @@ from thrifty.models.kinds import AUTO, LABELLED
 CHOICES = 4  # of a row, where the task is to choose
 
 
-def guess_task(config: Any) -> str:
-    """What a model of this configuration is most likely adapted to."""
+def guess_task(model: nn.Module) -> str:
+    """What a model is most likely adapted to, by its configuration.
+
+    Raises:
+        NoSuchSetting: it has none.
+    """
     import transformers
 
+    config = getattr(model, "config", None)
+    if config is None and not hasattr(model, "default_cfg"):  # timm's models have that
+        raise NoSuchSetting(f"{type(model).__name__} does not say what it is for: give task (--task)")
     saved = (getattr(config, "architectures", None) or [""])[0]
-    if type(config) in transformers.AutoModelForImageClassification._model_mapping or hasattr(config, "vision_config"):
+    seen: Any = transformers.AutoModelForImageClassification
+    if config is None or type(config) in seen._model_mapping or hasattr(config, "vision_config"):
         return "image-classification"
     if getattr(config, "is_encoder_decoder", False):
         return "seq2seq-generation"
@@ -25,6 +35,8 @@ def guess_task(config: Any) -> str:
 
 def invent(task: str, rows: int, length: int, labels: int) -> Dataset:
     """``rows`` rows of ``length`` tokens (or blank pictures) with ``labels`` classes, for training and for validation alike.
+
+    Every other text is shorter, as texts are: batches need masks.
 
     Raises:
         NoSuchSetting: there is no such task.
@@ -41,5 +53,5 @@ def _value(role: str, length: int, row: int) -> Any:
         from PIL import Image
 
         return Image.new("RGB", (32, 32))
-    text = " ".join(["word"] * length)
-    return {"label": row % 2, "tokens": ["word"] * length, "tags": [0] * length, "choices": ["word"] * CHOICES}.get(role, text)
+    words = ["word"] * (length if row % 2 == 0 else length // 4 + 1)
+    return {"label": row % 2, "tokens": words, "tags": [0] * len(words), "choices": ["word"] * CHOICES}.get(role, " ".join(words))

@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from thrifty.planning.work import Work
 from thrifty.train.held import Held
@@ -19,7 +21,7 @@ class Observed(Held):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self.work, self.answers = Work(), False
+        self.work, self.answers, self.skipped = Work(), False, 0
 
     def take(self) -> Work:
         """What was computed since this was last asked."""
@@ -30,8 +32,27 @@ class Observed(Held):
         if self.answers and func is ASKED:
             return 1.0 if args[0].is_floating_point() else 1
         out = super().__torch_dispatch__(func, types, args, kwargs)
-        self.work.add(func, args, kwargs or {}, out)
+        if not self.skipped:
+            self.work.add(func, args, kwargs or {}, out)
         return out
+
+    @contextmanager
+    def skipping(self, modules: Iterable[nn.Module]) -> Iterator[None]:
+        """While it lasts, what goes on inside of these modules is no work."""
+        handles: list[RemovableHandle] = []
+        for module in modules:
+            handles += [module.register_forward_pre_hook(self._enter), module.register_forward_hook(self._leave)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, *_: Any) -> None:
+        self.skipped += 1
+
+    def _leave(self, *_: Any) -> None:
+        self.skipped -= 1
 
 
 class Saved(torch.autograd.graph.saved_tensors_hooks):

@@ -6,7 +6,8 @@ batches whose rows differ in length.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,7 +39,7 @@ class Rehearsed:
 
     ``learn`` is the work of both passes on one usual batch and ``update`` that of a step behind them, None for a method that takes
     none; ``answer`` is a forward pass on its ``examples`` with the method and ``plain`` one without, None where that depends on
-    numbers. ``packed`` are bytes of frozen linear layers: as they are, as they would be in four bits, and of the largest one.
+    numbers; ``below`` what is computed once for each batch of rows and then read, where that was asked for. ``packed`` are bytes of frozen linear layers: as they are, as they would be in four bits, and of the largest one.
     """
 
     memory: Memory
@@ -51,6 +52,7 @@ class Rehearsed:
     adapter: int
     settings: Settings
     packed: tuple[int, int, int]
+    below: Work | None = None
 
 
 class Straight(Order):
@@ -82,27 +84,32 @@ def rehearse(scene: Scene, method: Method) -> Rehearsed:
     """
     settings = resolve(scene.settings, method, scene.form, scene.rows[0] if scene.rows else len(scene.largest), 1,
                        scene.precision.name)
-    device, mode = scene.processes.device, paper()
-    backbone = Backbone(draw(scene.backbone.model, mode, device), scene.backbone.preprocess, scene.backbone.source,
-                        scene.backbone.head)
-    job = scene.job(backbone, method, settings)
-    with mode, Observed(device) as seen:
-        seen.hold((*backbone.model.parameters(), *backbone.model.buffers()))
-        at = job.prepare(0)
+    with perform(scene, method, settings) as (seen, job, at):
         kept = seen.now - (weights := size((*at.model.parameters(), *at.model.buffers())))
         adapter = adapter_size(at)
-        memory = Memory(weights=weights, kept=kept, best=adapter if device.type == "cpu" else 0)
+        memory = Memory(weights=weights, kept=kept, best=adapter if seen.device.type == "cpu" else 0)
         learn = update = None
         assert job.material is not None
         if not method.solved:
             memory, learn, update = _train(seen, job, at, memory)
             if shape(job.material.train) != shape(scene.usual):
-                learn, update = _repeat(seen, job, at, scene.usual)
-        answer, plain, most = _answer(seen, job, at, scene.usual)
+                learn, update = repeat(seen, job, at, scene.usual)
+        answer, plain, most = ask(seen, job, at, scene.usual)
         if method.solved:
             memory = replace(memory, step=most, peak=most + memory.best)
         numbers = at.summary().trainable if not at.masks else sum(p.numel() for p in at.parameters())
         return Rehearsed(memory, learn, update, answer, plain, len(scene.usual), numbers, adapter, settings, packable(at))
+
+
+@contextmanager
+def perform(scene: Scene, method: Method, settings: Settings) -> Iterator[tuple[Observed, Job, Attachment]]:
+    """A run that is ready for its first step, on drawings, as long as the context lasts."""
+    device, mode, real = scene.processes.device, paper(), scene.backbone
+    backbone = Backbone(draw(real.model, mode, device), real.preprocess, real.source, real.head)
+    job = scene.job(backbone, method, settings)
+    with mode, Observed(device) as seen:
+        seen.hold((*backbone.model.parameters(), *backbone.model.buffers()))
+        yield seen, job, job.prepare(0)
 
 
 def _train(seen: Observed, job: Job, at: Attachment, memory: Memory) -> tuple[Memory, Work, Work]:
@@ -127,7 +134,7 @@ def _train(seen: Observed, job: Job, at: Attachment, memory: Memory) -> tuple[Me
     return memory.settle(step, resting), halfway.learn, update
 
 
-def _repeat(seen: Observed, job: Job, at: Attachment, rows: Examples) -> tuple[Work, Work]:
+def repeat(seen: Observed, job: Job, at: Attachment, rows: Examples) -> tuple[Work, Work]:
     """The work of a usual step: on one batch, and behind it."""
     assert job.material is not None
     job.material = replace(job.material, train=rows)
@@ -148,13 +155,13 @@ def _training(job: Job, at: Attachment) -> Training:
     return training
 
 
-def _answer(seen: Observed, job: Job, at: Attachment, rows: Examples) -> tuple[Work | None, Work | None, int]:
+def ask(seen: Observed, job: Job, at: Attachment, rows: Examples) -> tuple[Work | None, Work | None, int]:
     """What a forward pass on usual rows computes with the method and without it, and the most that it held."""
     batch = job.task.collate(rows)
     seen.take()
     seen.begin()
     try:
-        _ask(job, at.model, job.task, batch)
+        _answer(job, at.model, job.task, batch)
     except RuntimeError:  # where to stop, or what to leave out, is decided by numbers
         return None, None, seen.most
     answer, most = seen.take(), seen.most
@@ -162,11 +169,11 @@ def _answer(seen: Observed, job: Job, at: Attachment, rows: Examples) -> tuple[W
         return answer, answer, most
     with at.disabled():
         seen.take()
-        _ask(job, at.model, job.task, batch)
+        _answer(job, at.model, job.task, batch)
         return answer, seen.take(), most
 
 
-def _ask(job: Job, model: nn.Module, task: Task, batch: Any) -> None:
+def _answer(job: Job, model: nn.Module, task: Task, batch: Any) -> None:
     with predicting(model), job.precision.autocast():
         model(**task.inputs(model, batch))
 

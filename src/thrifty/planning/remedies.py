@@ -9,6 +9,7 @@ from typing import Any
 
 from thrifty.core import Method
 from thrifty.core.errors import ThriftyError
+from thrifty.planning.cached import keep_trunk
 from thrifty.planning.forecast import Forecast, Remedy, foretell
 from thrifty.planning.machine import Machine
 from thrifty.planning.rehearsal import Rehearsed, rehearse
@@ -19,7 +20,7 @@ from thrifty.train.budget import Budget
 
 @dataclass(frozen=True)
 class Search:
-    """For what would let ``method`` fit the ``budget``, where ``found`` is how it would be without."""
+    """For what would let ``method`` fit the ``budget``, where ``found`` is what was rehearsed without it."""
 
     scene: Scene
     method: Method
@@ -31,6 +32,7 @@ class Search:
         """Whatever suffices: a smaller batch, gradient checkpointing, both, a base in four bits; fewer epochs."""
         memory = self.budget.memory
         if memory is None or self.found.memory.peak <= memory:
+            yield from self._keep()
             yield from self._settle({}, self.found)
             return
         alone = [*self._shrink({}), *self._checkpoint({})]
@@ -72,12 +74,22 @@ class Search:
             if found.memory.peak <= (self.budget.memory or 0):
                 yield {**changes, "checkpointing": True}, found
 
+    def _keep(self) -> Iterator[Remedy]:
+        """The frozen part computed once for each row, where something can be kept and the time for it is there."""
+        if self.scene.settings.cache != "off" or self.found.learn is None:
+            return
+        with contextlib.suppress(ThriftyError, RuntimeError):
+            then = self._foretell(keep_trunk(self.scene, self.method, self.found))
+            if then.fits and then.time is not None and then.time.total is not None:
+                yield Remedy(f"--cache still: {numbers.seconds(then.time.total)}", {"cache": "still"}, then.memory.peak,
+                             then.time.total)
+
     def _pack(self, memory: int) -> Iterator[Remedy]:
         """Frozen linear layers of the blocks in four bits, of which the largest is unpacked at any time."""
         now, packed, largest = self.found.packed
         peak = self.found.memory.peak - now + packed + largest
         if peak <= memory:
-            yield Remedy(f"a base in 4 bits (NF4): {numbers.size(peak)}", {}, peak, None)
+            yield Remedy(f"a model loaded in 4 bits (NF4): {numbers.size(peak)}", {}, peak, None)
 
     def _settle(self, changes: dict[str, Any], found: Rehearsed) -> Iterator[Remedy]:
         """The remedy, with as many epochs as the time allows, if it allows one."""

@@ -31,8 +31,8 @@ ROUNDS = 2  # of accumulated batches that are rehearsed: gradients of the first 
 
 @dataclass(frozen=True)
 class Scene:
-    """``largest`` are the rows of the step that takes most memory, ``usual`` those of one that takes the mean time, and ``table``
-    belongs to the first. ``rows`` are how many there are to train on and to validate on, None where that is not known."""
+    """``largest`` are the rows of the two batches that take most memory, ``usual`` those of one that takes the mean time. ``rows``
+    are how many there are to train on and to validate on, None where that is not known."""
 
     backbone: Backbone
     form: str
@@ -59,8 +59,8 @@ class Scene:
 
 
 def set_scene(backbone: Backbone, form: str, dataset: Dataset, settings: Settings, processes: Processes, precision: Precision,
-              rows: tuple[int, int] | None) -> Scene:
-    """Encode the training rows and find those of the largest and of a usual step.
+              rows: tuple[int, int] | None, real: bool = True) -> Scene:
+    """Encode the training rows and find those of the largest and of a usual step; of rows that are not ``real`` any will do.
 
     Raises:
         ThriftyError: as a run would, of rows or settings that the task cannot use.
@@ -70,9 +70,9 @@ def set_scene(backbone: Backbone, form: str, dataset: Dataset, settings: Setting
     train = dataset.splits["train"]
     task.fit(train)
     examples = task.encode(train)
-    size = settings.batch * min(ROUNDS, settings.accumulate)
-    largest = sorted(examples, key=length, reverse=True)[:size]
-    return Scene(backbone, form, dataset, settings, processes, precision, largest, find_usual(examples, settings), rows)
+    largest = sorted(examples, key=length, reverse=True)[: ROUNDS * settings.batch] if real else examples
+    usual = find_usual(examples, settings) if real else examples[: settings.batch]
+    return Scene(backbone, form, dataset, settings, processes, precision, largest, usual, rows)
 
 
 def find_usual(examples: Examples, settings: Settings) -> Examples:
@@ -87,7 +87,7 @@ def find_usual(examples: Examples, settings: Settings) -> Examples:
 
 def outline_backbone(model: str | nn.Module | Backbone, form: str, labels: Sequence[str] | None, reads: bool,
                      side: int | None = None) -> Backbone:
-    """The model without weights, where it is named; and what prepares its input, the real one if rows are to be read.
+    """The model, without weights where it is named; and what prepares its input, the real one if rows are to be read.
 
     ``side`` is that of the pictures that a stand-in makes.
 
@@ -95,7 +95,8 @@ def outline_backbone(model: str | nn.Module | Backbone, form: str, labels: Seque
         NoSuchSetting, BrokenArtifact: there is no such model, or it lacks what reads its input.
     """
     if not isinstance(model, str):
-        return model if isinstance(model, Backbone) else wrap(model)
+        given = model if isinstance(model, Backbone) else wrap(model)
+        return given if reads else replace(given, preprocess=stand_in(form, given.model, side))
     drawn: Any = outline(model, form, labels if labels is not None else 2)
     new, source = [], {"id": model, "kind": "outline"}
     if model.startswith("timm:"):

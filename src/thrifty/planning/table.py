@@ -53,6 +53,9 @@ def _about(about: dict[str, Any]) -> str:
 
 def _small(plan: Plan) -> str:
     machine = plan.about["machine"]
-    return ("Memory is that of tensors; Python, libraries and data come on top. Under weights stands all that is held between "
-            f"steps beside gradients and optimizer. Times are predicted for {machine['name']} with {machine['threads']} threads, "
-            "without early stopping and without reading data.")
+    said = ("Memory is that of tensors; Python, libraries and data come on top. Under weights stands all that is held between "
+            "steps beside gradients and optimizer.")
+    if machine is None:
+        return said + f" No times: this machine only emulates {plan.about['precision']}."
+    return said + (f" Times are predicted for {machine['name']} with {machine['threads']} threads, without early stopping and "
+                   "without reading data.")

@@ -15,6 +15,7 @@ aten = torch.ops.aten
 ATTENTION = "scaled_dot_product"
 CURVES = {"gelu", "silu", "tanh", "sigmoid", "hardswish", "hardsigmoid", "exp", "log", "erf", "sin", "cos", "pow", "rsqrt", "sqrt",
           "softmax", "log_softmax", "native_layer_norm", "native_group_norm", "native_batch_norm", "logsigmoid", "mish"}
+UNTOUCHED = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "lift_fresh"}
 DRAWS = {"bernoulli", "uniform", "normal", "rand", "randn", "randint", "rand_like", "randn_like", "native_dropout"}
 
 
@@ -36,8 +37,11 @@ class Operation:
 class Work:
     """Operations, and how often each came."""
 
-    def __init__(self) -> None:
-        self.operations: Counter[Operation] = Counter()
+    def __init__(self, operations: Counter[Operation] | None = None) -> None:
+        self.operations: Counter[Operation] = operations or Counter()
+
+    def __sub__(self, other: Work) -> Work:
+        return Work(self.operations - other.operations)
 
     def add(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Count one operation as torch dispatches it, with what it was given and what it gave."""
@@ -60,11 +64,11 @@ def describe(func: Any, args: Any, kwargs: Any, out: Any) -> Operation:
     """What one operation costs, by the shapes of what went in and came out."""
     made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
     dtype = str(made[0].dtype).removeprefix("torch.") if made else ""
-    if func.is_view or not made:
+    name = func.overloadpacket.__name__
+    if func.is_view or not made or name in UNTOUCHED:
         return Operation("call", dtype, 0, 0)
     read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     moved = sum(t.numel() * t.itemsize for t in (*read, *made))
-    name = func.overloadpacket.__name__
     flops = count_flops(func.overloadpacket, name, args, kwargs, out)
     if not flops:
         return Operation(_plain_kind(name), dtype, 0, moved)
