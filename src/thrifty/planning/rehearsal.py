@@ -39,7 +39,8 @@ class Rehearsed:
 
     ``learn`` is the work of both passes on one usual batch and ``update`` that of a step behind them, None for a method that takes
     none; ``answer`` is a forward pass on its ``examples`` with the method and ``plain`` one without, None where that depends on
-    numbers; ``below`` what is computed once for each batch of rows and then read, where that was asked for. ``packed`` are bytes of frozen linear layers: as they are, as they would be in four bits, and of the largest one.
+    numbers; ``below`` what is computed once for each batch of rows and then read, where that was asked for. ``packed`` are bytes
+    of frozen linear layers: as they are, as they would be in four bits, and of the largest one.
     """
 
     memory: Memory

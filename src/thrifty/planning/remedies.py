@@ -4,7 +4,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from thrifty.core import Method
@@ -29,7 +29,7 @@ class Search:
     found: Rehearsed
 
     def remedies(self) -> Iterator[Remedy]:
-        """Whatever suffices: a smaller batch, gradient checkpointing, both, a base in four bits; fewer epochs."""
+        """Whatever suffices: a smaller batch, gradient checkpointing, both, a base in four bits; a kept trunk, fewer epochs."""
         memory = self.budget.memory
         if memory is None or self.found.memory.peak <= memory:
             yield from self._keep()
@@ -40,7 +40,8 @@ class Search:
             alone = [*self._shrink({"checkpointing": True})]
         for changes, found in alone:
             yield from self._settle(changes, found)
-        yield from self._pack(memory)
+        if self._foretell(self.found).over == ("memory",):
+            yield from self._pack(memory)
 
     def _try(self, changes: dict[str, Any]) -> Rehearsed:
         return rehearse(self.scene.change(**changes), self.method)
@@ -99,9 +100,7 @@ class Search:
             if (epochs := math.floor(allowed * 10) / 10) < 1:
                 return
             changes = {**changes, "epochs": epochs}
-            with contextlib.suppress(ThriftyError):
-                found = self._try(changes)
-            then = self._foretell(found)
+            then = self._foretell(replace(found, settings=replace(found.settings, epochs=epochs)))
         if changes and then.fits:
             total = then.time.total if then.time is not None else None
             told = ", ".join(_say(name, value) for name, value in changes.items())
