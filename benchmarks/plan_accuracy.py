@@ -146,7 +146,7 @@ def measure(scene: Any, method: Any, steps: int, before: int) -> dict[str, float
     states = [value for held in training.optimizer.state.values() for value in held.values()]
     between = size((*at.model.parameters(), *at.model.buffers(), *at.base.values(), *states))
     peak = between + allocated(training.try_step)
-    batch = job.task.collate(scene.largest)
+    batch = job.task.collate(scene.usual)
     kept = keeps(at.model.train(), lambda: method.loss(at, job.task, at.model, batch))
     return {"activations": kept, "peak": peak, "resident": grown, "step": statistics.median(times)}
 

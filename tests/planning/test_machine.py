@@ -93,5 +93,6 @@ def test_saved_counts_what_autograd_keeps_and_not_the_models_own() -> None:
     with saved:
         y = (x @ w).exp()
     assert saved.most == 5 * 10 * 4 * 2  # x, and the result of exp
+    y.sum().backward()
     del y
     assert saved.now == 5 * 10 * 4  # x is there still

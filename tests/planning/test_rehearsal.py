@@ -81,7 +81,7 @@ def test_memory_is_that_of_the_run(make: Any, method: Any) -> None:
     scene, chosen = scene_of(make), choose_method(method)
     said = foresee(scene, chosen, None, Budget()).memory
     job, training = start(scene, chosen)
-    at, batch = training.at, job.task.collate(scene.largest)
+    at, batch = training.at, job.task.collate(scene.usual)
     assert said.weights == size((*at.model.parameters(), *at.model.buffers()))
     assert said.kept >= size(at.base.values())
     at.model.train()

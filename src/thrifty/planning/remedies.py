@@ -97,10 +97,11 @@ class Search:
         then = self._foretell(found)
         if "time" in then.over and then.time is not None and then.time.total is not None:
             allowed = (found.settings.epochs or 1.0) * (self.budget.time or 0.0) / then.time.total
-            if (epochs := math.floor(allowed * 10) / 10) < 1:
-                return
-            changes = {**changes, "epochs": epochs}
-            then = self._foretell(replace(found, settings=replace(found.settings, epochs=epochs)))
+            epochs = math.floor(allowed * 10) / 10
+            while epochs >= 1 and not then.fits:  # an evaluation more or less may decide
+                changes = {**changes, "epochs": epochs}
+                then = self._foretell(replace(found, settings=replace(found.settings, epochs=epochs)))
+                epochs = round(epochs - 0.1, 1)
         if changes and then.fits:
             total = then.time.total if then.time is not None else None
             told = ", ".join(_say(name, value) for name, value in changes.items())
