@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from thrifty.core import Method
-from thrifty.core.errors import NoSuchSetting, OverBudget, ThriftyError
+from thrifty.core.errors import NoSuchSetting, ThriftyError
 from thrifty.data import Dataset, Several
 from thrifty.methods import CATALOGUE
 from thrifty.models import Backbone
@@ -22,7 +22,6 @@ from thrifty.planning.machine import Machine
 from thrifty.planning.rehearsal import rehearse
 from thrifty.planning.remedies import Search
 from thrifty.planning.scene import ROUNDS, Scene, outline_backbone, set_scene
-from thrifty.report import numbers
 from thrifty.tasks.encoding import check_length, position_limit
 from thrifty.train.budget import Budget
 from thrifty.train.choosing import choose_method
@@ -87,7 +86,7 @@ def plan(model: str | nn.Module | Backbone, method: Named | Sequence[Named] = "a
     else:
         scene = read_scene(model, data, replace(settings, task=task or settings.task, max_length=length or settings.max_length),
                            processes, precision)
-    machine = machine or find_machine(processes, precision, progress)
+    machine = machine or find_machine(processes, precision, budget, progress)
     forecasts, refused = [], {}
     for name, one in chosen.items():
         if progress:
@@ -99,45 +98,9 @@ def plan(model: str | nn.Module | Backbone, method: Named | Sequence[Named] = "a
                 raise
             refused[name] = str(error)
         except Exception as error:  # what looks at numbers fails in as many ways as there are to look
-            refused[name] = f"a step cannot be rehearsed on tensors without numbers ({type(error).__name__}: {_first(error)})"
+            refused[name] = unrehearsed(error)
     ranked = sorted(forecasts, key=lambda each: (not each.fits, each.memory.peak))
     return Plan({**describe(scene), "machine": machine.about if machine is not None else None}, budget, tuple(ranked), refused)
-
-
-def refuse_over(model: Any, dataset: Dataset, method: Method, settings: Settings, form: str, processes: Processes,
-                precision: Precision, budget: Budget) -> None:
-    """Refuse a training that is predicted not to keep its budget.
-
-    Raises:
-        OverBudget: it is; the message says by how much, and what would make it fit.
-        NoSuchSetting: a training of several datasets or in several processes, which cannot be predicted.
-    """
-    if isinstance(dataset, Several) or processes.world > 1:
-        raise NoSuchSetting("budget: only a training of one dataset in one process is predicted, so no other can be given one")
-    backbone = outline_backbone(model, form, dataset.labels if form == dataset.task else None, reads=True)
-    rows = count_rows(dataset, None), len(next(iter(dataset.splits["validation"].values())))
-    scene = set_scene(backbone, form, dataset, settings, processes, precision, rows)
-    machine = find_machine(processes, precision, True) if budget.time is not None else None
-    if budget.time is not None and machine is None:
-        raise NoSuchSetting(f"budget: this machine only emulates {precision.name}, so no time is predicted: give none, or another "
-                            "precision")
-    try:
-        found = foresee(scene, method, machine, budget)
-    except RuntimeError as error:
-        if isinstance(error, ThriftyError):
-            raise
-        raise NoSuchSetting(f"budget: a step of {method.name} cannot be rehearsed on tensors without numbers ({_first(error)}), so "
-                            "what it takes is not known before: train it without a budget") from None
-    if found.fits:
-        return
-    says = [f"{numbers.size(found.memory.peak)} of tensors, and the budget is {numbers.size(budget.memory or 0)}"
-            ] if "memory" in found.over else []
-    if "time" in found.over and found.time is not None:
-        says.append(f"{numbers.seconds(found.time.total or 0.0)}, and the budget is {numbers.seconds(budget.time or 0.0)}")
-    ways = "; ".join(each.words for each in found.remedies)
-    raise OverBudget(f"{method.name} would take {'; '.join(says)}. "
-                     + (f"It would fit with {ways}" if ways else "Neither a smaller batch nor checkpointing makes it fit: choose "
-                        "another method (thrifty plan --method all)"))
 
 
 def foresee(scene: Scene, method: Method, machine: Machine | None, budget: Budget) -> Forecast:
@@ -189,8 +152,12 @@ def read_scene(model: Any, data: Any, settings: Settings, processes: Processes, 
         raise NoSuchSetting("a plan is of one dataset: give them one by one")
     form = find_form(dataset, whole, settings)
     backbone = outline_backbone(model, form, dataset.labels if form == dataset.task else None, reads=True)
-    rows = count_rows(dataset, None), len(next(iter(dataset.splits["validation"].values())))
-    return set_scene(backbone, form, dataset, settings, processes, precision, rows)
+    return set_scene(backbone, form, dataset, settings, processes, precision, count(dataset))
+
+
+def count(dataset: Dataset) -> tuple[int, int]:
+    """Rows to train on and to validate on."""
+    return count_rows(dataset, None), len(next(iter(dataset.splits["validation"].values())))
 
 
 def refuse_meaningless(budget: Budget, data: Any, rows: int | None, settings: Settings) -> None:
@@ -214,9 +181,16 @@ def describe(scene: Scene) -> dict[str, Any]:
             "checkpointing": settings.checkpointing, "device": str(scene.processes.device)}
 
 
-def find_machine(processes: Processes, precision: Precision, progress: bool) -> Machine | None:
-    """What is known of this machine, which is measured the first time; None where it only emulates the ``precision``."""
+def find_machine(processes: Processes, precision: Precision, budget: Budget, progress: bool) -> Machine | None:
+    """What is known of this machine, which is measured the first time; None where it only emulates the ``precision``.
+
+    Raises:
+        NoSuchSetting: then, if the ``budget`` is one of time.
+    """
     if precision.warning is not None:
+        if budget.time is not None:
+            raise NoSuchSetting(f"time: this machine only emulates {precision.name}, so no time is predicted: ask for another "
+                                "precision, or give none")
         return None
     if (known := machines.recall(processes.device)) is not None:
         return known
@@ -226,5 +200,7 @@ def find_machine(processes: Processes, precision: Precision, progress: bool) -> 
     return found
 
 
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:160]
+def unrehearsed(error: Exception) -> str:
+    """Why a method cannot be planned with."""
+    said = (str(error).strip().splitlines() or ["no message"])[0][:160]
+    return f"a step cannot be rehearsed on tensors without numbers ({type(error).__name__}: {said})"

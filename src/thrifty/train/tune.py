@@ -67,7 +67,7 @@ def tune(model: str | nn.Module | Backbone, data: Any, method: str | Method | Ma
     full = resolve(given, chosen, shape, count_rows(dataset, given.cap), processes.world, precision.name)
     full = replace(full, **settle(dataset, given))
     if limits:
-        from thrifty.planning.forecasting import refuse_over  # which knows this room
+        from thrifty.planning.refusing import refuse_over  # which knows this room
 
         refuse_over(model, dataset, chosen, full, shape, processes, precision, limits)
     names = {"model": name_model(model), "data": name_data(dataset)}
