@@ -26,6 +26,7 @@ from thrifty.tasks.encoding import check_length, position_limit
 from thrifty.train.budget import Budget
 from thrifty.train.choosing import choose_method
 from thrifty.train.precision import Precision, choose
+from thrifty.train.predicting import length
 from thrifty.train.processes import Processes, here
 from thrifty.train.reading import count_rows, find_form, read_data
 from thrifty.train.settings import Settings
@@ -172,8 +173,6 @@ def refuse_meaningless(budget: Budget, data: Any, rows: int | None, settings: Se
 
 def describe(scene: Scene) -> dict[str, Any]:
     """Of what a plan is."""
-    from thrifty.train.predicting import length
-
     settings = scene.settings
     return {"model": scene.backbone.source.get("id"), "task": scene.dataset.task, "batch": settings.batch,
             "accumulate": settings.accumulate, "longest": max(map(length, scene.largest)) or None,

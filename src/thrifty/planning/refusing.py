@@ -48,5 +48,5 @@ def explain(found: Forecast, budget: Budget) -> str:
     if "time" in found.over and budget.time is not None and found.time is not None and found.time.total is not None:
         taken.append(f"{numbers.seconds(found.time.total)}, where the budget is {numbers.seconds(budget.time)}")
     ways = "; ".join(each.words for each in found.remedies)
-    return (f"{found.method} would take {', and '.join(taken)}. "
-            + (f"It would fit with {ways}" if ways else "Nothing that was tried makes it fit: choose another method (thrifty plan)"))
+    then = f"It would fit with {ways}" if ways else "Nothing that was tried makes it fit: choose another method (thrifty plan)"
+    return f"{found.method} would take {', and '.join(taken)}. {then}"

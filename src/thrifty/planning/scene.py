@@ -70,9 +70,18 @@ def set_scene(backbone: Backbone, form: str, dataset: Dataset, settings: Setting
     train = dataset.splits["train"]
     task.fit(train)
     examples = task.encode(train)
-    largest = sorted(examples, key=length, reverse=True)[: ROUNDS * settings.batch] if real else examples
+    largest = find_largest(examples, ROUNDS * settings.batch) if real else examples
     usual = find_usual(examples, settings) if real else examples[: settings.batch]
     return Scene(backbone, form, dataset, settings, processes, precision, largest, usual, rows)
+
+
+def find_largest(examples: Examples, size: int) -> Examples:
+    """The ``size`` longest rows, and near their beginning the one with most to write, as a batch is as wide as its widest row."""
+    found = sorted(examples, key=length, reverse=True)[:size]
+    widest = max(examples, key=lambda example: len(example.get("labels", ())))
+    if not any(example is widest for example in found[:2]):
+        found[1:] = [widest, *(example for example in found[1:] if example is not widest)]
+    return found[:size]
 
 
 def find_usual(examples: Examples, settings: Settings) -> Examples:
