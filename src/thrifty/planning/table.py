@@ -7,7 +7,7 @@ from thrifty.planning.forecast import Forecast
 from thrifty.planning.forecasting import Plan
 from thrifty.report import numbers
 
-HEADS = ("method", "peak", "weights", "gradients", "optimizer", "activations", "workspace", "a step", "in all", "trains",
+HEADS = ("method", "peak", "in a step", "weights", "gradients", "optimizer", "activations", "workspace", "a step", "in all", "trains",
          "adapter", "adds at inference", "fits")
 
 
@@ -30,18 +30,24 @@ def write(plan: Plan) -> str:
 
 def _row(forecast: Forecast, limited: bool) -> tuple[str, ...]:
     memory, time = forecast.memory, forecast.time
-    parts = (memory.peak, memory.weights + memory.kept + memory.best, memory.gradients, memory.optimizer, memory.activations,
-             memory.workspace)
-    adds = "–" if forecast.flops is None else f"{numbers.short(forecast.flops)} FLOP" if forecast.flops > 0 else "nothing"
-    if forecast.flops and forecast.flops < 0:
-        adds = f"−{numbers.short(-forecast.flops)} FLOP"
-    if forecast.flops and time is not None and time.added is not None:
-        adds += f", {1000 * time.added:.2g} ms"
+    parts = (memory.peak, memory.step, memory.weights + memory.kept + memory.best, memory.gradients, memory.optimizer,
+             memory.activations, memory.workspace)
     step = "–" if time is None else numbers.seconds(time.step)
     whole = "–" if time is None or time.total is None else numbers.seconds(time.total)
     fits = "" if not limited else "yes" if forecast.fits else f"no ({' and '.join(forecast.over)})"
     return (forecast.method, *map(numbers.size, parts), step, whole, numbers.short(forecast.trainable),
-            numbers.size(forecast.adapter), adds, fits)
+            numbers.size(forecast.adapter), _added(forecast), fits)
+
+
+def _added(forecast: Forecast) -> str:
+    """What an answer costs more than the model's own, for one example."""
+    flops, time = forecast.flops, forecast.time
+    if flops is None:
+        return "–"
+    if flops == 0:
+        return "nothing"
+    said = f"{'−' if flops < 0 else ''}{numbers.short(abs(flops))} FLOP"
+    return said if time is None or time.added is None else f"{said}, {1000 * time.added:.2g} ms"
 
 
 def _about(about: dict[str, Any]) -> str:
@@ -53,8 +59,8 @@ def _about(about: dict[str, Any]) -> str:
 
 def _small(plan: Plan) -> str:
     machine = plan.about["machine"]
-    said = ("Memory is that of tensors; Python, libraries and data come on top. Under weights stands all that is held between "
-            "steps beside gradients and optimizer.")
+    said = ("Memory is that of tensors; Python, libraries and data come on top. The peak may lie outside of a step, while a "
+            "checkpoint is written. Under weights stands all that is held between steps beside gradients and optimizer.")
     if machine is None:
         return said + f" No times: this machine only emulates {plan.about['precision']}."
     return said + (f" Times are predicted for {machine['name']} with {machine['threads']} threads, without early stopping and "
