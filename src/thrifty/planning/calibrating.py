@@ -51,8 +51,8 @@ def make_probes(device: torch.device) -> Iterator[Probe]:
         picture, kernel = draw(4, 64, 28, 28, dtype=dtype), draw(64, 64, 3, 3, dtype=dtype)
         yield f"convolution {kind}", 1, lambda p=picture, k=kernel: F.conv2d(p, k, padding=1)
     for count in MOVED:
-        x = draw(count)
-        yield "move", 0, lambda x=x: torch.add(x, x)
+        x, y = draw(count), draw(count)
+        yield "move", 0, lambda x=x, y=y: torch.add(x, y)
     for count in MOVED[1:4]:
         x = draw(count)
         yield "curve", 0, lambda x=x: F.gelu(x)

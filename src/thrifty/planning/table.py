@@ -7,8 +7,8 @@ from thrifty.planning.forecast import Forecast
 from thrifty.planning.forecasting import Plan
 from thrifty.report import numbers
 
-HEADS = ("method", "peak", "in a step", "weights", "gradients", "optimizer", "activations", "workspace", "a step", "in all", "trains",
-         "adapter", "adds at inference", "fits")
+HEADS = ("method", "peak", "in a step", "weights", "gradients", "optimizer", "activations", "workspace", "a step", "in all",
+         "trains", "adapter", "adds at inference", "fits")
 
 
 def write(plan: Plan) -> str:

@@ -26,7 +26,8 @@ class Guard:
         self.budget, self.device = budget, device
         self.began, self.most = time.monotonic(), 0
         self.steps = self.largest = 0
-        if device.type == "cuda":
+        self.accelerated = budget.memory is not None and device.type == "cuda"
+        if self.accelerated:
             torch.cuda.reset_peak_memory_stats(device)
 
     def begin(self) -> None:
@@ -36,7 +37,7 @@ class Guard:
     @contextmanager
     def watching(self, size: int, tensors: Iterable[Tensor]) -> Iterator[None]:
         """One step on a batch of that ``size`` (tokens, or rows), at the beginning of which ``tensors`` are held."""
-        counted = self.budget.memory is not None and self.device.type != "cuda"
+        counted = self.budget.memory is not None and not self.accelerated
         if not counted or (self.steps >= WATCHED and size <= self.largest):
             yield
         else:
@@ -49,7 +50,7 @@ class Guard:
     def exceeded(self) -> str | None:
         """What of the budget is used up, in words; None while it is kept."""
         memory, spent = self.budget.memory, time.monotonic() - self.began
-        if self.device.type == "cuda":
+        if self.accelerated:
             self.most = torch.cuda.max_memory_allocated(self.device)
         if memory is not None and self.most > memory:
             return f"a step held {numbers.size(self.most)} of tensors, and the budget is {numbers.size(memory)}"
