@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Edit, Site, need, register
+from ..core.drawing import truncated_normal_
 from ..core.errors import DeadEdit, NoSuchSite, Unfit
 from ..core.probe import guess_example, run_once
 from .distillation import TEACHERS, answered, ask_teacher, dismiss, name_teacher, refuse_tasks
@@ -35,7 +36,7 @@ class DistillationToken(Edit):
 
     def __init__(self, site: Site):
         super().__init__(site)
-        self.token, self.position = (nn.Parameter(nn.init.trunc_normal_(torch.empty(site.din), std=0.02)) for _ in range(2))
+        self.token, self.position = (nn.Parameter(truncated_normal_(torch.empty(site.din), 0.02, 2.0)) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, tokens, d] -> [batch, tokens + 1, d]."""
@@ -63,7 +64,7 @@ class DistillationHead(Edit):
     def __init__(self, site: Site, width: int):
         super().__init__(site)
         self.head = nn.Linear(width, site.dout)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        truncated_normal_(self.head.weight, 0.02, 2.0)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:

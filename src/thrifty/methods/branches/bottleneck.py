@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core import Branch, Edit, Site, register
+from ...core.drawing import truncated_normal_
 from ...core.errors import DeadEdit, Unfit
 
 
@@ -48,7 +49,7 @@ class Projections(Branch):
             if init == "normal":
                 nn.init.normal_(layer.weight, std=std)
             elif init == "truncated":
-                nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+                truncated_normal_(layer.weight, std, 2 * std)
         if init == "zero":
             nn.init.zeros_(self.up.weight)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core import Branch, Edit, Site, register
+from ...core.drawing import truncated_normal_
 from ...core.errors import Unfit
 from ..features.tower import as_map, as_tokens
 from .bottleneck import ACTS, tapped
@@ -34,7 +35,7 @@ class Convolutions(nn.Module):
             if init == "kaiming":
                 nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
             elif init == "truncated":
-                nn.init.trunc_normal_(conv.weight, std=0.02)
+                truncated_normal_(conv.weight, 0.02, 2.0)
             if init != "default":
                 nn.init.zeros_(conv.bias)
         if zero == "pointwise":
