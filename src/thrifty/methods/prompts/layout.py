@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...core.drawing import is_drawing
 from ...core.errors import Unfit
 
 Template = list[list[int]]  # [place, count] pairs: ``count`` vectors before token number ``place`` of the row
@@ -64,7 +65,8 @@ def layout(count: int, template: Template, mask: Tensor) -> Layout:
     real = mask.long()
     first, end = real.argmax(1), real.shape[1] - real.flip(1).argmax(1)
     most = max(max(place + 1, -place) for place, _ in template)
-    if most > 1 and not torch.compiler.is_compiling() and bool((end - first < most).any()):
+    asked = most > 1 and not torch.compiler.is_compiling() and not is_drawing(mask)
+    if asked and bool((end - first < most).any()):
         row = int((end - first).argmin())
         raise Unfit(f"row {row} has {int(end[row] - first[row])} tokens: there is no such place in it as the template "
                     f"{template} names")
