@@ -17,10 +17,10 @@ from torch import nn
 import thrifty
 from thrifty import models
 from thrifty.cli import tune as command
-from thrifty.cli.outline import outline
 from thrifty.core.errors import NoSuchSetting, Unfit, WrongBase
 from thrifty.methods import make
 from thrifty.models import wrap
+from thrifty.models.outline import outline
 from thrifty.train import predict
 from thrifty.zoo import gather
 from thrifty.zoo.loading import join, join_names
