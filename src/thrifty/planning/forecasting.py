@@ -11,7 +11,7 @@ from torch import nn
 from thrifty.core import Method
 from thrifty.core.errors import NoSuchSetting, ThriftyError
 from thrifty.data import Dataset, Several
-from thrifty.methods import CATALOGUE
+from thrifty.methods import CATALOGUE, find
 from thrifty.models import Backbone
 from thrifty.models.outline import outline
 from thrifty.planning import machine as machines
@@ -125,10 +125,12 @@ def choose_methods(method: Named | Sequence[Named]) -> dict[str, Named]:
     if not several:
         raise NoSuchSetting("there is no method to plan with: name some, or all")
     found: dict[str, Named] = {}
-    for made in map(choose_method, several):
-        if made.name in found:
-            raise NoSuchSetting(f"the method {made.name!r} stands twice: plan one after the other")
-        found[made.name] = made
+    for one in several:
+        name = one.name if isinstance(one, Method) else str(one.get("name")) if isinstance(one, Mapping) else one
+        find(name)
+        if name in found:
+            raise NoSuchSetting(f"the method {name!r} stands twice: plan one after the other")
+        found[name] = one
     return found
 
 
