@@ -5,8 +5,13 @@ from torch import Tensor, nn
 
 
 def is_drawing(tensor: Tensor) -> bool:
-    """Whether nothing can be read from ``tensor``: it is on the meta device, or a fake tensor of torch on any other."""
-    return tensor.device.type == "meta" or hasattr(tensor, "fake_mode")
+    """Whether nothing can be read from ``tensor``: it is on the meta device, or a fake one."""
+    return tensor.device.type == "meta" or is_fake(tensor)
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether it is one of torch's fake tensors, whose type hides that of the tensor they stand for."""
+    return hasattr(tensor, "fake_mode")
 
 
 def truncated_normal_(tensor: Tensor, std: float, bound: float) -> Tensor:

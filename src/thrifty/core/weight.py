@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .drawing import is_fake
 from .errors import Unfit
 
 
@@ -16,8 +17,8 @@ def is_quantised(module: nn.Module) -> bool:
         return False
     if callable(weight):  # torch.ao dynamic quantisation: weight() unpacks
         return True
-    return type(weight) not in (Tensor, nn.Parameter) and hasattr(weight, "dequantize") and not hasattr(weight, "full_tensor") \
-        or not weight.is_floating_point()
+    plain = type(weight) in (Tensor, nn.Parameter) or is_fake(weight) or hasattr(weight, "full_tensor")
+    return not plain and hasattr(weight, "dequantize") or not weight.is_floating_point()
 
 
 def read(module: nn.Module, where: str) -> Tensor:

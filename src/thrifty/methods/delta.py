@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core import Site, need
+from ..core.drawing import is_drawing
 from ..core.errors import NoSuchSite, ThriftyError, Unfit
 from .branches.side import SideTap, said
 from .full import FullFineTuning, head_names
@@ -78,7 +79,7 @@ class DELTA(FullFineTuning):
                         "no difference")
         places = at.sites(self.where) if self.where else find_places(at)
         super().attach(at, batches)
-        if self.attention and not next(at.model.parameters()).is_meta:
+        if self.attention and not is_drawing(next(at.model.parameters())):
             if batches is None:
                 raise ThriftyError("DELTA weighs channels by the data: attach with batches= (dicts of tensors, with labels), or "
                                    "set attention=False")

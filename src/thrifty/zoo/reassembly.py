@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.drawing import is_drawing
 from ..core.errors import NoSuchSetting, Unfit, nearest
 from ..rank.naswot import naswot
 from .choosing import Limits, Program, Route, search, totals
@@ -79,7 +80,7 @@ def reassemble(zoo: Zoo, pictures: Sequence[Tensor], wishes: Wishes, seed: int) 
         NoSuchSetting: pieces are named that there are not.
         Missing: SciPy is not installed, and the search needs it.
     """
-    if zoo.head.weight.is_meta:
+    if is_drawing(zoo.head.weight):
         raise Unfit("blocks are compared by what they make of pictures, and these models have no weights")
     batches = regroup(pictures)
     chains, names, rng = read_chains(zoo, batches), zoo.trunk.names, Random(f"dery {seed}")

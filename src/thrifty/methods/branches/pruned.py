@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...core import Site, base
+from ...core.drawing import is_drawing
 from ...core.errors import ThriftyError, Unfit
 from ...core.part import Part
 from ...core.weight import read
@@ -49,7 +50,7 @@ def weigh(at: Attachment, init: str, batches: Iterable[Any] | None, examples: in
         ThriftyError: "fisher" without data. Unfit: a quantised trunk, whose weights have no gradient.
     """
     own = dict(base.parameters(at.model))
-    if init == "random" or next(iter(own.values())).is_meta:
+    if init == "random" or is_drawing(next(iter(own.values()))):
         return None
     if init == "magnitude":
         return lambda site: site.weight.detach()
