@@ -4,6 +4,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,20 +46,17 @@ def make_probes(device: torch.device) -> Iterator[Probe]:
         kind = str(dtype).removeprefix("torch.")
         for side in NARROW:
             x, w = draw(512, max(side, 768), dtype=dtype), draw(max(side, 768), side, dtype=dtype)
-            yield f"product {kind}", side, lambda x=x, w=w: x @ w
+            yield f"product {kind}", side, partial(torch.matmul, x, w)
         q = draw(2, 8, 256, 64, dtype=dtype)
-        yield f"attention {kind}", 1, lambda q=q: F.scaled_dot_product_attention(q, q, q)
+        yield f"attention {kind}", 1, partial(F.scaled_dot_product_attention, q, q, q)
         picture, kernel = draw(4, 64, 28, 28, dtype=dtype), draw(64, 64, 3, 3, dtype=dtype)
-        yield f"convolution {kind}", 1, lambda p=picture, k=kernel: F.conv2d(p, k, padding=1)
+        yield f"convolution {kind}", 1, partial(F.conv2d, picture, kernel, padding=1)
     for count in MOVED:
-        x, y = draw(count), draw(count)
-        yield "move", 0, lambda x=x, y=y: torch.add(x, y)
+        yield "move", 0, partial(torch.add, draw(count), draw(count))
     for count in MOVED[1:4]:
-        x = draw(count)
-        yield "curve", 0, lambda x=x: F.gelu(x)
+        yield "curve", 0, partial(F.gelu, draw(count))
     for count in MOVED[1:4]:
-        x = draw(count)
-        yield "draw", 0, lambda x=x: torch.empty_like(x).bernoulli_(0.9)
+        yield "draw", 0, partial(draw(count).bernoulli_, 0.9)
 
 
 def _median(device: torch.device, run: Callable[[], Any], seconds: float) -> float:

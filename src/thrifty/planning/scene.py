@@ -19,6 +19,7 @@ from thrifty.models.preprocessing import load_image_processor, load_tokenizer
 from thrifty.planning.standins import Pictures, Words
 from thrifty.tasks import Task
 from thrifty.train.job import Job
+from thrifty.train.limits import find_limits
 from thrifty.train.mixture import arrange
 from thrifty.train.precision import Precision
 from thrifty.train.predicting import length
@@ -65,8 +66,7 @@ def set_scene(backbone: Backbone, form: str, dataset: Dataset, settings: Setting
     Raises:
         ThriftyError: as a run would, of rows or settings that the task cannot use.
     """
-    job = Job(backbone, form, Method(), dataset, settings, Path(), {}, processes, precision, shown=False)
-    task: Task = tasks.get(dataset.task, backbone, dataset.labels, **job.limits())
+    task: Task = tasks.get(dataset.task, backbone, dataset.labels, **find_limits(dataset, settings))
     train = dataset.splits["train"]
     task.fit(train)
     examples = task.encode(train)

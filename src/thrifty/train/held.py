@@ -19,7 +19,7 @@ class Held(TorchDispatchMode):
     """
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
         self.now = self.most = 0
         self._alive: dict[int, weakref.ref[Any]] = {}

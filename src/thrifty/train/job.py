@@ -21,7 +21,6 @@ from thrifty.core.ledger import refuse_moved, snapshot
 from thrifty.core.watch import occasional
 from thrifty.data import Dataset
 from thrifty.data import Several as SeveralSets
-from thrifty.data.several import each
 from thrifty.methods.heads import heads
 from thrifty.models import Backbone, load, preprocessing, wrap
 from thrifty.models.together import widest
@@ -33,6 +32,7 @@ from thrifty.train.checkpoint import Checkpoint, States
 from thrifty.train.guard import Guard
 from thrifty.train.interrupt import Interrupted, Wish
 from thrifty.train.lessons import lessons
+from thrifty.train.limits import find_limits
 from thrifty.train.log import Log
 from thrifty.train.precision import Precision
 from thrifty.train.predicting import answer
@@ -41,8 +41,6 @@ from thrifty.train.progress import Progress
 from thrifty.train.rates import head_of
 from thrifty.train.settings import Settings
 from thrifty.train.training import Material, Training
-
-LIMITS = ("max_length", "max_new_tokens", "templates", "metric", "augment", "max_steps", "feedback")  # settings that are a task's
 
 
 @dataclass
@@ -146,7 +144,7 @@ class Job:
             self.at.detach()
         self.backbone = self.load(seed)
         model = place(self.backbone.model, self.processes.device)
-        self.task = tasks.get(self.dataset.task, self.backbone, self.dataset.labels, **self.limits())
+        self.task = tasks.get(self.dataset.task, self.backbone, self.dataset.labels, **find_limits(self.dataset, self.settings))
         train, validation = self.dataset.splits["train"], self.dataset.splits["validation"]
         self.task.fit(train)
         if self.material is None:
@@ -205,21 +203,6 @@ class Job:
         """The labels that the model's own head has outputs for; None where it has none."""
         held = self.dataset.parts[self.widest or ""] if isinstance(self.dataset, SeveralSets) else self.dataset
         return held.labels if self.form == held.task else None
-
-    def limits(self) -> dict[str, Any]:
-        """What the settings say of the task, or of each of several."""
-        if not isinstance(self.dataset, SeveralSets):
-            return self.limits_of(self.dataset, {name: getattr(self.settings, name) for name in LIMITS})
-        names = list(self.dataset.parts)
-        told = {name: each(getattr(self.settings, name), names, name) for name in LIMITS}
-        return {"parts": {name: {"task": part.task, **self.limits_of(part, {limit: told[limit][name] for limit in LIMITS})}
-                          for name, part in self.dataset.parts.items()}}
-
-    def limits_of(self, dataset: Dataset, told: dict[str, Any]) -> dict[str, Any]:
-        """What is ``told`` of one dataset, and of its format if it has one."""
-        if dataset.format is not None:
-            told |= {"format": dataset.format, "words": dataset.words, "answer": self.settings.answer}
-        return {name: value for name, value in told.items() if value is not None}
 
     def example(self) -> dict[str, Tensor]:
         """A small batch, as the model itself takes it."""
