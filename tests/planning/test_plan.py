@@ -76,6 +76,16 @@ def test_steps_and_time_follow_the_rows(place: Path) -> None:
     assert many.time.total == pytest.approx(2 * few.time.total, rel=0.1)
 
 
+def test_without_rows_a_budget_of_time_says_how_many_steps_it_allows(place: Path) -> None:
+    found = plan(place, ["lora", "full"], time="1h")
+    for each in found.forecasts:
+        assert each.fits and each.time is not None and each.time.total is None
+        assert each.affordable == int(3600 / each.time.step) and f"{each.affordable:,} steps" in str(found)
+    short = plan(place, ["lora", "full"], time=1e-9)
+    assert all(each.over == ("time",) and each.affordable == 0 for each in short.forecasts)
+    assert "lora, full would fit with nothing" in str(short).replace("full, lora", "lora, full")
+
+
 def test_real_rows_decide_length_labels_and_number(place: Path) -> None:
     found = plan(place, "lora", data=str(place / "table"))
     assert found.about["rows"] == [96, 30] and found.about["task"] == "text-classification"
@@ -117,7 +127,7 @@ def test_a_linear_probe_that_takes_too_long_would_do_with_its_trunk_computed_onc
 
 
 @pytest.mark.parametrize(("more", "says"), [
-    ({"memory": "2GIP"}, "GIP"), ({"memory": "-1GiB"}, "more than nothing"), ({"time": "1h"}, "--rows"), ({"rows": 0}, "rows"),
+    ({"memory": "2GIP"}, "GIP"), ({"memory": "-1GiB"}, "more than nothing"), ({"rows": 0}, "rows"),
     ({"bacth": 8}, "'batch'"), ({"task": "text-clasification"}, "text-classification"), ({"length": 64}, "32 positions"),
     ({"rows": 10, "data": "cityline"}, "one of them"),
 ])

@@ -36,8 +36,9 @@ class Remedy:
 @dataclass(frozen=True)
 class Forecast:
     """Of one method: parameters that train, bytes of the ``adapter``'s file, ``flops`` that it adds for each example that is
-    answered (None where that depends on the example), memory, and time if the machine is known. ``over`` names what of the budget
-    is too small, and ``remedies`` are what would make it fit."""
+    answered (None where that depends on the example), memory, and time if the machine is known. ``steps`` are those of the whole
+    run, None where the number of rows is not known; ``affordable`` are then those that the budget's time allows. ``over`` names
+    what of the budget is too small, and ``remedies`` are what would make it fit."""
 
     method: str
     trainable: int
@@ -46,6 +47,7 @@ class Forecast:
     memory: Memory
     time: Time | None
     steps: int | None
+    affordable: int | None = None
     over: tuple[str, ...] = ()
     remedies: tuple[Remedy, ...] = ()
 
@@ -68,9 +70,13 @@ def foretell(found: Rehearsed, method: Method, rows: tuple[int, int] | None, mac
     elif found.answer is not None and found.plain is not None:
         flops = (found.answer.flops - found.plain.flops) // found.examples
     over = ["memory"] if budget.memory is not None and found.memory.peak > budget.memory else []
-    if budget.time is not None and time is not None and time.total is not None and time.total > budget.time:
-        over.append("time")
-    return Forecast(method.name, found.trainable, found.adapter, flops, found.memory, time, steps, tuple(over))
+    affordable = None
+    if budget.time is not None and time is not None:
+        if time.total is None and time.step:
+            affordable = int(budget.time / time.step)
+        if affordable == 0 or (time.total is not None and time.total > budget.time):
+            over.append("time")
+    return Forecast(method.name, found.trainable, found.adapter, flops, found.memory, time, steps, affordable, tuple(over))
 
 
 def count_steps(found: Rehearsed, rows: tuple[int, int] | None) -> int | None:

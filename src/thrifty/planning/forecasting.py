@@ -66,7 +66,8 @@ def plan(model: str | nn.Module | Backbone, method: Named | Sequence[Named] = "a
     Args:
         model, method: as `thrifty.tune` takes them; several methods in a list, or "all".
         data: what `thrifty.tune` takes; without it rows are invented, of ``length`` tokens (or pictures ``image_size`` wide), for a
-            ``task`` with so many ``labels``. ``rows`` is then how many there would be, and the total time is not known without.
+            ``task`` with so many ``labels``. ``rows`` is then how many there would be; without it the total time is not known, but
+            how many steps a budget of time allows.
         memory, time: the budget, "8GiB" and "1h" or bytes and seconds.
         machine: what computes; by default this one, which is measured for some eight seconds the first time. Where it only emulates
             the precision, no time is predicted.
@@ -78,7 +79,7 @@ def plan(model: str | nn.Module | Backbone, method: Named | Sequence[Named] = "a
             the run itself would refuse.
     """
     budget, settings = Budget.make({"memory": memory, "time": time}), Settings.make(changes)
-    refuse_meaningless(budget, data, rows, settings)
+    refuse_meaningless(data, rows)
     chosen = choose_methods(method)
     processes = here(settings.device)
     precision = choose(settings.precision, processes.device)
@@ -163,14 +164,12 @@ def count(dataset: Dataset) -> tuple[int, int]:
     return count_rows(dataset, None), len(next(iter(dataset.splits["validation"].values())))
 
 
-def refuse_meaningless(budget: Budget, data: Any, rows: int | None, settings: Settings) -> None:
+def refuse_meaningless(data: Any, rows: int | None) -> None:
     """Raises: NoSuchSetting for what has no meaning beside the rest."""
     if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
         raise NoSuchSetting(f"rows must be a whole number of at least 1, not {rows!r}")
     if data is not None and rows is not None:
         raise NoSuchSetting("rows are counted where there is data: give one of them")
-    if budget.time is not None and data is None and rows is None:
-        raise NoSuchSetting("how long a training takes depends on the number of rows: give data (--data) or rows (--rows)")
 
 
 def describe(scene: Scene) -> dict[str, Any]:

@@ -19,13 +19,20 @@ def write(plan: Plan) -> str:
     for name, *cells in (HEADS, *rows) if rows else ():
         right = [cell.rjust(width) for cell, width in zip(cells, wide[1:], strict=True)]
         lines.append("  ".join([name.ljust(wide[0]), *right]).rstrip())
-    for forecast in plan.forecasts:
-        if not forecast.fits:
-            ways = "; ".join(each.words for each in forecast.remedies) or "nothing that was tried"
-            lines.append(f"{forecast.method} would fit with {ways}")
+    lines += _ways(plan)
     if plan.refused:
         lines += ["", "Not predicted:", *(f"  {name}: {why}" for name, why in plan.refused.items())]
     return "\n".join([*lines, "", _small(plan)])
+
+
+def _ways(plan: Plan) -> list[str]:
+    """What would make those methods fit that do not, each way once."""
+    by_way: dict[str, list[str]] = {}
+    for forecast in plan.forecasts:
+        if not forecast.fits:
+            ways = "; ".join(each.words for each in forecast.remedies) or "nothing that was tried"
+            by_way.setdefault(ways, []).append(forecast.method)
+    return ["", *(f"{', '.join(methods)} would fit with {ways}" for ways, methods in by_way.items())] if by_way else []
 
 
 def _row(forecast: Forecast, limited: bool) -> tuple[str, ...]:
@@ -34,6 +41,8 @@ def _row(forecast: Forecast, limited: bool) -> tuple[str, ...]:
              memory.activations, memory.workspace)
     step = "–" if time is None else numbers.seconds(time.step)
     whole = "–" if time is None or time.total is None else numbers.seconds(time.total)
+    if forecast.affordable is not None:
+        whole = f"{forecast.affordable:,} steps"
     fits = "" if not limited else "yes" if forecast.fits else f"no ({' and '.join(forecast.over)})"
     return (forecast.method, *map(numbers.size, parts), step, whole, numbers.short(forecast.trainable),
             numbers.size(forecast.adapter), _added(forecast), fits)
@@ -47,7 +56,7 @@ def _added(forecast: Forecast) -> str:
     if flops == 0:
         return "nothing"
     said = f"{'−' if flops < 0 else ''}{numbers.short(abs(flops))} FLOP"
-    return said if time is None or time.added is None else f"{said}, {1000 * time.added:.2g} ms"
+    return said if time is None or time.added is None else f"{said}, {1000 * time.added:,.1f} ms"
 
 
 def _about(about: dict[str, Any]) -> str:
@@ -63,5 +72,7 @@ def _small(plan: Plan) -> str:
             "checkpoint is written. Under weights stands all that is held between steps beside gradients and optimizer.")
     if machine is None:
         return said + f" No times: this machine only emulates {plan.about['precision']}."
-    return said + (f" Times are predicted for {machine['name']} with {machine['threads']} threads, without early stopping and "
+    if any(forecast.affordable is not None for forecast in plan.forecasts):
+        said += " How long a training takes depends on its rows (--data or --rows); \"in all\" are the steps that the time allows."
+    return said + (f" Times are predicted for {machine['name']} (threads: {machine['threads']}), without early stopping and "
                    "without reading data.")
