@@ -105,8 +105,9 @@ def one(name: str, method: Any, small: bool, steps: int, timed: bool) -> dict[st
     before = resident()
     model = make(name, small)
     new = [path for path, _ in model.named_parameters() if path.startswith("classifier")]
-    scene = invent_scene(wrap(model, new=new, name=name), Settings(batch=4 if small else 16), processes,
-                         choose("float32", processes.device), TASKS[name], 2, 32 if small else 128, None, 100)
+    length = None if name == "vit" else 32 if small else 128
+    settings = Settings(batch=4 if small else 16, task=TASKS[name], max_length=length)
+    scene = invent_scene(wrap(model, new=new, name=name), settings, processes, choose("float32", processes.device), rows=100)
     said = foresee(scene, chosen, machine, Budget())
     found = measure(scene, chosen, steps if timed else 1, before)
     return {"activations": [said.memory.activations, found["activations"]], "peak": [said.memory.step, found["peak"]],

@@ -129,7 +129,10 @@ def test_a_linear_probe_that_takes_too_long_would_do_with_its_trunk_computed_onc
 @pytest.mark.parametrize(("more", "says"), [
     ({"memory": "2GIP"}, "GIP"), ({"memory": "-1GiB"}, "more than nothing"), ({"rows": 0}, "rows"),
     ({"bacth": 8}, "'batch'"), ({"task": "text-clasification"}, "text-classification"), ({"length": 64}, "32 positions"),
-    ({"rows": 10, "data": "cityline"}, "one of them"),
+    ({"rows": 10, "data": "cityline"}, "one of them"), ({"labels": 3, "data": "cityline"}, "one of them"),
+    ({"length": 0}, "length"), ({"task": {"a": "regression"}}, "one task"),
+    ({"length": 8, "max_length": 8}, "one of them"), ({"image_size": 32}, "leave it out"), ({"labels": -3}, "labels"),
+    ({"rows": True}, "rows"),
 ])
 def test_mistakes_are_named(place: Path, more: dict[str, Any], says: str) -> None:
     with pytest.raises(NoSuchSetting, match=says):

@@ -49,8 +49,9 @@ def scene_of(make: Any, **settings: Any) -> Any:
     torch.manual_seed(0)
     model, task = make()
     new = [name for name, _ in model.named_parameters() if name.startswith("classifier")]
-    return invent_scene(wrap(model.eval(), new=new), Settings(**{"batch": 8, **settings}), CPU, choose("float32", CPU.device), task,
-                        2, 64, None, 100)
+    length = None if task == "image-classification" else 64
+    told = Settings(**{"batch": 8, "task": task, "max_length": length, **settings})
+    return invent_scene(wrap(model.eval(), new=new), told, CPU, choose("float32", CPU.device), rows=100)
 
 
 def start(scene: Any, method: Any) -> tuple[Any, Training]:

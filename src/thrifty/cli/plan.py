@@ -15,7 +15,7 @@ EXAMPLES = (
 ABOUT = ("Predict for each method what a training takes: memory, time, the adapter's size, and what it adds to later answers. "
          "Needs only the model's configuration, no weights: one step is rehearsed on tensors without numbers.")
 APART = ("model", "method", "json", "quiet")
-KINDS = {"labels": "int", "length": "int | None", "image_size": "int | None", "rows": "int | None", "batch": "int",
+KINDS = {"labels": "int | None", "length": "int | None", "image_size": "int | None", "rows": "int | None", "batch": "int",
          "accumulate": "int", "epochs": "float"}
 
 
@@ -26,7 +26,7 @@ def parser() -> Parser:
     made.add_argument("--method", default="all", metavar="A,B,...", help="methods (default: all)")
     made.add_argument("--data", help="as for `thrifty tune`; without it rows are invented")
     made.add_argument("--task", help="what the rows are for (default: by the data, or by the model)")
-    made.add_argument("--labels", default="2", metavar="N", help="classes of invented rows (default: 2)")
+    made.add_argument("--labels", metavar="N", help="classes of invented rows (default: 2)")
     made.add_argument("--length", metavar="N", help="tokens of a row; of real ones the most (default: as `thrifty tune`)")
     made.add_argument("--image-size", metavar="N", help="width of invented pictures (default: the model's)")
     made.add_argument("--rows", metavar="N", help="training rows that there would be, where there is no --data")

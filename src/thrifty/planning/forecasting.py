@@ -56,7 +56,7 @@ class Plan:
 
 
 def plan(model: str | nn.Module | Backbone, method: Named | Sequence[Named] = "all", data: Any = None, *,
-         memory: str | int | None = None, time: str | float | None = None, task: str | None = None, labels: int = 2,
+         memory: str | int | None = None, time: str | float | None = None, task: str | None = None, labels: int | None = None,
          length: int | None = None, image_size: int | None = None, rows: int | None = None, machine: Machine | None = None,
          progress: bool = False, **changes: Any) -> Plan:
     """What a training by each method would take: memory, time, the adapter's size, and what it adds to later answers.
@@ -66,8 +66,8 @@ def plan(model: str | nn.Module | Backbone, method: Named | Sequence[Named] = "a
     Args:
         model, method: as `thrifty.tune` takes them; several methods in a list, or "all".
         data: what `thrifty.tune` takes; without it rows are invented, of ``length`` tokens (or pictures ``image_size`` wide), for a
-            ``task`` with so many ``labels``. ``rows`` is then how many there would be; without it the total time is not known, but
-            how many steps a budget of time allows.
+            ``task`` with so many ``labels`` (two, if not said). ``rows`` is then how many there would be; without it the total time
+            is not known, but how many steps a budget of time allows.
         memory, time: the budget, "8GiB" and "1h" or bytes and seconds.
         machine: what computes; by default this one, which is measured for some eight seconds the first time. Where it only emulates
             the precision, no time is predicted.
@@ -79,15 +79,15 @@ def plan(model: str | nn.Module | Backbone, method: Named | Sequence[Named] = "a
             the run itself would refuse.
     """
     budget, settings = Budget.make({"memory": memory, "time": time}), Settings.make(changes)
-    refuse_meaningless(data, rows)
+    refuse_meaningless(data, settings, rows=rows, labels=labels, image_size=image_size, length=length)
+    settings = replace(settings, task=task or settings.task, max_length=length or settings.max_length)
     chosen = choose_methods(method)
     processes = here(settings.device)
     precision = choose(settings.precision, processes.device)
     if data is None:
-        scene = invent_scene(model, settings, processes, precision, task, labels, length, image_size, rows)
+        scene = invent_scene(model, settings, processes, precision, labels or 2, image_size, rows)
     else:
-        scene = read_scene(model, data, replace(settings, task=task or settings.task, max_length=length or settings.max_length),
-                           processes, precision)
+        scene = read_scene(model, data, settings, processes, precision)
     machine = machine or find_machine(processes, precision, budget, progress)
     forecasts, refused = [], {}
     for name, one in chosen.items():
@@ -135,12 +135,21 @@ def choose_methods(method: Named | Sequence[Named]) -> dict[str, Named]:
     return found
 
 
-def invent_scene(model: Any, settings: Settings, processes: Processes, precision: Precision, task: str | None, labels: int,
-                 length: int | None, image_size: int | None, rows: int | None) -> Scene:
-    """The scene of a training on invented rows."""
+def invent_scene(model: Any, settings: Settings, processes: Processes, precision: Precision, labels: int = 2,
+                 image_size: int | None = None, rows: int | None = None) -> Scene:
+    """The scene of a training on invented rows, of as many tokens as ``settings`` allow.
+
+    Raises:
+        NoSuchSetting: texts have no width, and pictures no length; or there are several tasks.
+    """
     whole: Any = outline(model) if isinstance(model, str) else model.model if isinstance(model, Backbone) else model
-    kind = task or guess_task(whole)
-    size = length or check_length(None, position_limit(Backbone(whole)))
+    kind = settings.task or guess_task(whole)
+    if not isinstance(kind, str):
+        raise NoSuchSetting(f"a plan is of one dataset, and so of one task, not of {', '.join(kind)}")
+    strange = ("length", settings.max_length) if kind == "image-classification" else ("image_size", image_size)
+    if strange[1] is not None:
+        raise NoSuchSetting(f"{strange[0]} is {strange[1]}, but rows of {kind} have none: leave it out")
+    size = settings.max_length or check_length(None, position_limit(Backbone(whole)))
     dataset = invent(kind, settings.batch * ROUNDS, size, labels)
     backbone = outline_backbone(model, kind, dataset.labels, reads=False, side=image_size)
     told = settings if kind == "image-classification" else replace(settings, max_length=size)
@@ -164,12 +173,19 @@ def count(dataset: Dataset) -> tuple[int, int]:
     return count_rows(dataset, None), len(next(iter(dataset.splits["validation"].values())))
 
 
-def refuse_meaningless(data: Any, rows: int | None) -> None:
-    """Raises: NoSuchSetting for what has no meaning beside the rest."""
-    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
-        raise NoSuchSetting(f"rows must be a whole number of at least 1, not {rows!r}")
-    if data is not None and rows is not None:
-        raise NoSuchSetting("rows are counted where there is data: give one of them")
+def refuse_meaningless(data: Any, settings: Settings, **sizes: int | None) -> None:
+    """Refuse ``sizes`` of invented rows that are none, or that the data or the settings say already.
+
+    Raises:
+        NoSuchSetting: naming the size.
+    """
+    for name, value in sizes.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise NoSuchSetting(f"{name} must be a whole number of at least 1, not {value!r}")
+        if value is not None and data is not None and name != "length":
+            raise NoSuchSetting(f"{name}: the data says that, so give one of them")
+    if sizes["length"] is not None and settings.max_length is not None:
+        raise NoSuchSetting("length and max_length are the same: give one of them")
 
 
 def describe(scene: Scene) -> dict[str, Any]:
