@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thrifty.core import Attachment, Method
+from thrifty.core import Attachment, Method, base
 from thrifty.core.roles import blocks
 from thrifty.models import Backbone
 from thrifty.planning.drawing import draw, paper
@@ -194,8 +194,8 @@ def adapter_size(at: Attachment) -> int:
 def packable(at: Attachment) -> tuple[int, int, int]:
     """Bytes of the linear layers that stay as they are, but for those outside the blocks: now, in four bits, and of the largest."""
     inside = tuple(f"{path}." for path in blocks(at.model))
-    found = [module.weight for path, module in at.model.named_modules() if isinstance(module, nn.Linear)
-             and path.startswith(inside) and ".edits." not in path and f"{path}.weight" not in at.base] if inside else []
+    found = [module.weight for path, module in base.modules(at.model) if isinstance(module, nn.Linear)
+             and path.startswith(inside) and f"{path}.weight" not in at.base] if inside else []
     return size(found), sum(round(t.numel() * BITS / 8) for t in found), max((t.numel() * t.itemsize for t in found), default=0)
 
 
