@@ -215,12 +215,16 @@ def test_time_that_runs_out_stops_a_training(place: Path, tmp_path: Path, monkey
         tune(place, tmp_path / "run", budget={"time": 1e-3})
 
 
-def test_the_measure_of_a_step_is_the_prediction(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("weights", ["full", "nf4"])
+def test_the_measure_of_a_step_is_the_prediction(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                 weights: str) -> None:
+    if weights == "nf4":
+        pytest.importorskip("bitsandbytes", reason='weights in four bits need bitsandbytes: pip install "thrifty[quantised]"')
     guards: list[Any] = []
     real = Guard.exceeded
     monkeypatch.setattr(Guard, "exceeded", lambda self: guards.append(self) or real(self))
-    tune(place, tmp_path / "run", budget={"memory": "1GiB"})
-    memory = plan(place, "lora", data=str(place / "table"), batch=16, epochs=1.0).forecasts[0].memory
+    tune(place, tmp_path / "run", budget={"memory": "1GiB"}, weights=weights)
+    memory = plan(place, "lora", data=str(place / "table"), batch=16, epochs=1.0, weights=weights).forecasts[0].memory
     assert guards[-1].most == pytest.approx(memory.step, rel=0.1)
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thrifty.core import Attachment, Method, base
-from thrifty.core.roles import blocks
+from thrifty.core import Attachment, Method
 from thrifty.models import Backbone
 from thrifty.planning.drawing import draw, paper
 from thrifty.planning.memory import Memory
 from thrifty.planning.observed import Observed, Saved
+from thrifty.planning.packed import pack
 from thrifty.planning.scene import Scene
 from thrifty.planning.work import Work
 from thrifty.tasks.task import Task, predicting
@@ -30,8 +30,6 @@ from thrifty.train.predicting import length
 from thrifty.train.settings import Settings
 from thrifty.train.training import Examples, Training
 
-BITS = 4.127  # of a number in NF4 with blocks of 64 and doubly quantised scales: 4 + 8 / 64 + 32 / (64 * 256)
-
 
 @dataclass(frozen=True)
 class Rehearsed:
@@ -39,8 +37,7 @@ class Rehearsed:
 
     ``learn`` is the work of both passes on one usual batch and ``update`` that of a step behind them, None for a method that takes
     none; ``answer`` is a forward pass on its ``examples`` with the method and ``plain`` one without, None where that depends on
-    numbers; ``below`` what is computed once for each batch of rows and then read, where that was asked for. ``packed`` are bytes
-    of frozen linear layers: as they are, as they would be in four bits, and of the largest one.
+    numbers; ``below`` what is computed once for each batch of rows and then read, where that was asked for.
     """
 
     memory: Memory
@@ -52,7 +49,6 @@ class Rehearsed:
     trainable: int
     adapter: int
     settings: Settings
-    packed: tuple[int, int, int]
     below: Work | None = None
 
 
@@ -99,7 +95,7 @@ def rehearse(scene: Scene, method: Method) -> Rehearsed:
         if method.solved:
             memory = replace(memory, step=most, peak=most + memory.best)
         numbers = at.summary().trainable if not at.masks else sum(p.numel() for p in at.parameters())
-        return Rehearsed(memory, learn, update, answer, plain, len(scene.usual), numbers, adapter, settings, packable(at))
+        return Rehearsed(memory, learn, update, answer, plain, len(scene.usual), numbers, adapter, settings)
 
 
 @contextmanager
@@ -108,6 +104,9 @@ def perform(scene: Scene, method: Method, settings: Settings) -> Iterator[tuple[
     device, mode, real = scene.processes.device, paper(), scene.backbone
     backbone = Backbone(draw(real.model, mode, device), real.preprocess, real.source, real.head)
     job = scene.job(backbone, method, settings)
+    if settings.weights == "nf4":
+        with mode:
+            pack(backbone.model, real.source.get("new_tensors", ()))
     with mode, Observed(device) as seen:
         seen.hold((*backbone.model.parameters(), *backbone.model.buffers()))
         yield seen, job, job.prepare(0)
@@ -189,14 +188,6 @@ def adapter_size(at: Attachment) -> int:
     shared = [at.context.shared] if at.context.shared is not None else []
     tensors = [t for module in (*at.edits.values(), *shared) for t in module.state_dict(keep_vars=True).values()]
     return size((*tensors, *at.base.values()))
-
-
-def packable(at: Attachment) -> tuple[int, int, int]:
-    """Bytes of the linear layers that stay as they are, but for those outside the blocks: now, in four bits, and of the largest."""
-    inside = tuple(f"{path}." for path in blocks(at.model))
-    found = [module.weight for path, module in base.modules(at.model) if isinstance(module, nn.Linear)
-             and path.startswith(inside) and f"{path}.weight" not in at.base] if inside else []
-    return size(found), sum(round(t.numel() * BITS / 8) for t in found), max((t.numel() * t.itemsize for t in found), default=0)
 
 
 def size(tensors: Iterable[Tensor | None]) -> int:

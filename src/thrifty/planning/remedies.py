@@ -16,6 +16,7 @@ from thrifty.planning.rehearsal import Rehearsed, rehearse
 from thrifty.planning.scene import Scene
 from thrifty.report import numbers
 from thrifty.train.budget import Budget
+from thrifty.train.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,19 @@ class Search:
     found: Rehearsed
 
     def remedies(self) -> Iterator[Remedy]:
-        """Whatever suffices: a smaller batch, gradient checkpointing, both, a base in four bits; a kept trunk, fewer epochs."""
+        """Whatever suffices: a smaller batch, gradient checkpointing, both, weights in four bits; a kept trunk, fewer epochs."""
         memory = self.budget.memory
         if memory is None or self.found.memory.peak <= memory:
             yield from self._keep()
             yield from self._settle({}, self.found)
             return
-        alone = [*self._shrink({}), *self._checkpoint({})]
-        if not alone and not self.scene.settings.checkpointing:
-            alone = [*self._shrink({"checkpointing": True})]
+        now, alone = self.found.memory, [*self._pack()]
+        if now.weights + now.kept + now.best + now.gradients + now.optimizer <= memory:  # else no batch is small enough
+            alone = [*self._shrink({}), *self._checkpoint({}), *alone]
+            if not alone and not self.scene.settings.checkpointing:
+                alone = [*self._shrink({"checkpointing": True})]
         for changes, found in alone:
             yield from self._settle(changes, found)
-        if self._foretell(self.found).over == ("memory",):
-            yield from self._pack(memory)
 
     def _try(self, changes: dict[str, Any]) -> Rehearsed:
         return rehearse(self.scene.change(**changes), self.method)
@@ -75,6 +76,19 @@ class Search:
             if found.memory.peak <= (self.budget.memory or 0):
                 yield {**changes, "checkpointing": True}, found
 
+    def _pack(self) -> Iterator[tuple[dict[str, Any], Rehearsed]]:
+        """Frozen weights in four bits, where the model is loaded by its name; alone, or else with activations computed twice."""
+        settings: Settings = self.scene.settings
+        if settings.weights != "full" or not self.scene.named:
+            return
+        for more in [{}] if settings.checkpointing or self.found.learn is None else [{}, {"checkpointing": True}]:
+            with contextlib.suppress(ThriftyError, RuntimeError):  # a method may want weights, or read them as numbers
+                changes = {"weights": "nf4", **more}
+                found = self._try(changes)
+                if found.memory.peak <= (self.budget.memory or 0):
+                    yield changes, found
+                    return
+
     def _keep(self) -> Iterator[Remedy]:
         """The frozen part computed once for each row, where something can be kept and the time for it is there."""
         if self.scene.settings.cache != "off" or self.found.learn is None:
@@ -84,13 +98,6 @@ class Search:
             if then.fits and then.time is not None and then.time.total is not None:
                 yield Remedy(f"--cache still: {numbers.seconds(then.time.total)}", {"cache": "still"}, then.memory.peak,
                              then.time.total)
-
-    def _pack(self, memory: int) -> Iterator[Remedy]:
-        """Frozen linear layers of the blocks in four bits, of which the largest is unpacked at any time."""
-        now, packed, largest = self.found.packed
-        peak = self.found.memory.peak - now + packed + largest
-        if peak <= memory:
-            yield Remedy(f"a model loaded in 4 bits (NF4): {numbers.size(peak)}", {}, peak, None)
 
     def _settle(self, changes: dict[str, Any], found: Rehearsed) -> Iterator[Remedy]:
         """The remedy, with as many epochs as the time allows, if it allows one."""
@@ -113,4 +120,4 @@ class Search:
 
 
 def _say(name: str, value: Any) -> str:
-    return f"--{name}" if value is True else f"--{name} {value:g}"
+    return f"--{name}" if value is True else f"--{name} {value}" if isinstance(value, str) else f"--{name} {value:g}"

@@ -45,10 +45,16 @@ class Scene:
     usual: Examples
     rows: tuple[int, int] | None
 
+    @property
+    def named(self) -> bool:
+        """Whether the model was given by its name, and so can be loaded in other ways."""
+        return self.backbone.source.get("kind") == "outline"
+
     def job(self, backbone: Backbone, method: Method, settings: Settings) -> Job:
         """The run that would be, of a method on a drawn ``backbone``, with ``settings`` that have no gaps."""
         rounds = min(ROUNDS, settings.accumulate)
-        few = replace(settings, accumulate=rounds, seeds=1, cache="off", start=None)
+        held = "full" if self.named else settings.weights  # of a named model they are packed already
+        few = replace(settings, accumulate=rounds, seeds=1, cache="off", start=None, weights=held)
         job = Job(backbone, self.form, method, self.dataset, few, Path(), {}, self.processes, self.precision, shown=False)
         job.material = Material(self.largest[: few.batch * rounds], self.largest[:1], self.dataset.splits["validation"])
         return job
