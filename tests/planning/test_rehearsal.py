@@ -111,11 +111,13 @@ def test_accumulated_batches_hold_gradients_beside_activations() -> None:
     assert once.activations == twice.activations and once.step < twice.step == often.step <= once.step + once.gradients
 
 
-def test_checkpointing_keeps_less() -> None:
-    chosen = choose_method("full")
-    plain, spared = (foresee(scene_of(llama, batch=32, checkpointing=on), chosen, None, Budget()).memory for on in (False, True))
-    assert spared.step < plain.step
-    scene = scene_of(llama, batch=32, checkpointing=True)
+@pytest.mark.parametrize(("method", "more"), [("full", {"checkpointing": True}), ("lora", {"activations": "less"}),
+                                              ("lora", {"activations": "least"})])
+def test_fewer_activations_are_kept_where_that_is_asked_for(method: str, more: dict[str, Any]) -> None:
+    chosen = choose_method(method)
+    plain, spared = (foresee(scene_of(llama, batch=32, **told), chosen, None, Budget()).memory for told in ({}, more))
+    assert spared.step < plain.step and spared.activations < plain.activations
+    scene = scene_of(llama, batch=32, **more)
     _, training = start(scene, chosen)
     training.try_step()
     training.optimizer.zero_grad(set_to_none=True)

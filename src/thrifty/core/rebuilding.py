@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PLAIN = (Tensor, nn.Parameter)
+from .drawing import is_fake
+
+PLAIN = (Tensor, nn.Parameter)  # or a fake one of torch, which stands for one of these
 
 
 class Whole:
@@ -86,7 +88,12 @@ HELD = (Whole, Mask, View)
 
 def regular(t: Any) -> bool:
     """Whether ``t`` is a tensor of torch's own that lies in memory in strides, and so can be known by its memory."""
-    return type(t) in PLAIN and t.layout is torch.strided and not t.is_nested and not t.is_inference()
+    return is_plain(t) and t.layout is torch.strided and not t.is_nested and not t.is_inference()
+
+
+def is_plain(t: Any) -> bool:
+    """Whether ``t`` is a tensor of torch's own, and no class that wraps some."""
+    return type(t) in PLAIN or is_fake(t)
 
 
 def _autocast(device: str) -> tuple[bool, torch.dtype | None]:

@@ -22,7 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils.hooks import RemovableHandle
 
-from .rebuilding import PLAIN, Held, Mask, Recipe, View, Whole, regular
+from .rebuilding import Held, Mask, Recipe, View, Whole, is_plain, regular
 
 LEVELS = ("all", "less", "least")
 WORTH = 1 << 12  # numbers: what is smaller is kept
@@ -96,7 +96,7 @@ class Saver(TorchFunctionMode):
             return View(recipe, t)
         if t.numel() * SMALL <= room:  # a copy: where weights are spread over processes the original may be gone by then
             return Whole(t.detach().clone())
-        return Whole(t) if type(t) is Tensor and t.untyped_storage()._cdata in self.kept else None
+        return Whole(t) if not isinstance(t, nn.Parameter) and t.untyped_storage()._cdata in self.kept else None
 
     def note(self, y: Tensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], product: bool = False) -> None:
         """Remember that ``y`` is ``func`` of these, if it need not be kept for that."""
@@ -108,7 +108,7 @@ class Saver(TorchFunctionMode):
             if isinstance(a, Tensor):
                 if not regular(a) or a.device != y.device or a.untyped_storage()._cdata == y.untyped_storage()._cdata:
                     return
-                weight = product and type(a) is nn.Parameter and a.untyped_storage().nbytes() == a.nbytes
+                weight = product and isinstance(a, nn.Parameter) and a.untyped_storage().nbytes() == a.nbytes
                 a = Whole(a) if weight else self.hold(a, y.numel())
                 if a is None or product and isinstance(a, View) and a.recipe.multiplies:
                     return  # each product is computed again at most once
@@ -203,7 +203,7 @@ def _begin(model: nn.Module, args: Any, products: bool) -> None:
     if (before is not None or not _autograd._saved_tensors_hooks_is_enabled()  # torch.func
             or _autograd._top_saved_tensors_default_hooks(True) is not None):  # somebody else decides what is kept
         return
-    sharded = products and any(type(p) not in PLAIN for p in model.parameters())
+    sharded = products and not all(map(is_plain, model.parameters()))
     _now.saver = Saver(model, products and not sharded)
     _now.saver.open()
 

@@ -119,9 +119,7 @@ def _train(seen: Observed, job: Job, at: Attachment, memory: Memory) -> tuple[Me
     seen.begin()
     seen.take()
     seen.answers = True
-    saved = Saved((*at.model.parameters(), *at.model.buffers()))
-    with saved:
-        training.try_step()
+    activations = _keep(seen, job, at, training)
     update, first = seen.take(), seen.most
     states = size(t for held in training.optimizer.state.values() for t in held.values() if isinstance(t, Tensor))
     gradients = size(p.grad for p in at.parameters())
@@ -130,8 +128,21 @@ def _train(seen: Observed, job: Job, at: Attachment, memory: Memory) -> tuple[Me
     seen.answers = False
     step, resting = max(first, halfway.most + states, seen.most), seen.now
     training.optimizer.zero_grad(set_to_none=True)
-    memory = replace(memory, gradients=gradients, optimizer=states, activations=saved.most)
+    memory = replace(memory, gradients=gradients, optimizer=states, activations=activations)
     return memory.settle(step, resting), halfway.learn, update
+
+
+def _keep(seen: Observed, job: Job, at: Attachment, training: Training) -> int:
+    """Take the step; what is kept between its passes. Where that is not autograd's choice, it is what is there between them."""
+    if at.activations == "all" and not job.settings.checkpointing:
+        saved = Saved((*at.model.parameters(), *at.model.buffers()))
+        with saved:
+            training.try_step()
+        return saved.most
+    before, found = seen.now, [0]
+    with at.model.register_forward_hook(lambda *_: found.append(seen.now - before)):
+        training.try_step()
+    return max(found)
 
 
 def repeat(seen: Observed, job: Job, at: Attachment, rows: Examples) -> tuple[Work, Work]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from thrifty.core import Method
 from thrifty.core.errors import ThriftyError
+from thrifty.core.saving import LEVELS
 from thrifty.planning.cached import keep_trunk
 from thrifty.planning.forecast import Forecast, Remedy, foretell
 from thrifty.planning.machine import Machine
@@ -30,7 +31,7 @@ class Search:
     found: Rehearsed
 
     def remedies(self) -> Iterator[Remedy]:
-        """Whatever suffices: a smaller batch, gradient checkpointing, both, weights in four bits; a kept trunk, fewer epochs."""
+        """Whatever suffices: a smaller batch, fewer activations, both, weights in four bits; a kept trunk, fewer epochs."""
         memory = self.budget.memory
         if memory is None or self.found.memory.peak <= memory:
             yield from self._keep()
@@ -38,7 +39,7 @@ class Search:
             return
         now, alone = self.found.memory, [*self._pack()]
         if now.weights + now.kept + now.best + now.gradients + now.optimizer <= memory:  # else no batch is small enough
-            alone = [*self._shrink({}), *self._checkpoint({}), *alone]
+            alone = [*self._shrink({}), *self._spare(), *alone]
             if not alone and not self.scene.settings.checkpointing:
                 alone = [*self._shrink({"checkpointing": True})]
         for changes, found in alone:
@@ -67,14 +68,18 @@ class Search:
                 batch = batch * 3 // 4
             yield change(batch), more if batch > 1 else least
 
-    def _checkpoint(self, changes: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Rehearsed]]:
-        """Activations computed twice, where the model offers that."""
-        if self.scene.settings.checkpointing or self.found.learn is None:
+    def _spare(self) -> Iterator[tuple[dict[str, Any], Rehearsed]]:
+        """Fewer activations kept: the first that suffices of what costs little time and what costs most."""
+        settings = self.scene.settings
+        if settings.checkpointing or self.found.learn is None:
             return
-        with contextlib.suppress(ThriftyError):
-            found = self._try({**changes, "checkpointing": True})
-            if found.memory.peak <= (self.budget.memory or 0):
-                yield {**changes, "checkpointing": True}, found
+        more: list[dict[str, Any]] = [{"activations": level} for level in LEVELS[LEVELS.index(settings.activations) + 1 :]]
+        for changes in [*more, {"checkpointing": True}]:
+            with contextlib.suppress(ThriftyError):  # not every model can be told to compute activations twice
+                found = self._try(changes)
+                if found.memory.peak <= (self.budget.memory or 0):
+                    yield changes, found
+                    return
 
     def _pack(self) -> Iterator[tuple[dict[str, Any], Rehearsed]]:
         """Frozen weights in four bits, where the model is loaded by its name; alone, or else with activations computed twice."""
