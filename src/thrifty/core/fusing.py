@@ -39,7 +39,7 @@ def fuse(module: nn.Module, edits: Sequence[Edit], y: Tensor, x: Tensor) -> Tens
     if not (_ordinary() and _linear(module) and all(map(_unwatched, edits))):
         return None
     stored: Any = module.weight
-    if stored.requires_grad or not _own(stored) or not (_plain(y) and _plain(x)) or not y.is_contiguous():
+    if stored.requires_grad or not _own(stored) or not (regular(y) and regular(x)) or not y.is_contiguous():
         return None
     products = _alike([edit.product() for edit in edits])
     if not products:
@@ -169,12 +169,7 @@ def _linear(module: Any) -> bool:
 
 def _own(stored: Any) -> bool:
     """Whether the weight is a parameter or a view of one, and not computed anew for whoever asks (parametrisations)."""
-    return _plain(stored) and isinstance(stored if stored._base is None else stored._base, nn.Parameter)
-
-
-def _plain(t: Any) -> bool:
-    """Whether ``t`` is a tensor of torch's own, or one of its fakes: where a step is only rehearsed it must keep the same."""
-    return regular(t) or hasattr(t, "fake_mode")
+    return regular(stored) and isinstance(stored if stored._base is None else stored._base, nn.Parameter)
 
 
 def _unwatched(edit: Edit) -> bool:
@@ -185,7 +180,7 @@ def _unwatched(edit: Edit) -> bool:
 
 def _alike(offered: list[Product | None]) -> list[Product]:
     """What is offered, if all are products of one precision and of the same h: x, or for a single one x with its own dropout."""
-    found = [p for p in offered if p is not None and _plain(p.A) and _plain(p.B)]
+    found = [p for p in offered if p is not None and regular(p.A) and regular(p.B)]
     kinds = {t.dtype for p in found for t in (p.A, p.B)}
     alike = len(found) == len(offered) and len(kinds) == 1 and (len(found) == 1 or all(p.drop is None for p in found))
     return found if alike else []
