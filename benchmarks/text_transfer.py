@@ -207,10 +207,11 @@ SAID_T5 = ", ".join(f"{name} {rate:g}" for name, rate in ON_T5.items())
 INTRODUCTION = f"""# Text methods across tasks and languages
 
 Made by `benchmarks/text_transfer.py` from `benchmarks/results/text_transfer.jsonl`. Mean ± sample standard deviation over seeds.
-Rates, fixed before any of these runs: {SAID}; on flan-t5-small {SAID_T5}. HyperFormer's were lowered after a first
-look (at 1e-3 nothing was learned): 1e-4 is the best of four on rows held out for selection, with a seed outside the study. Early stopping looks at a selection split carved out of
-the training rows; the test split was read once per run. Small training subsets and few epochs: the numbers compare methods, they
-are not records. flan-t5-small is the checkpoint that writes titles, not the original FLAN's. Times are rough, as the machine
+Rates, fixed before any of these runs: {SAID}; on flan-t5-small {SAID_T5}. Only HyperFormer's were lowered after a first look (at
+1e-3 it learned nothing): 1e-4 is the best of four on rows held out for selection, with a seed outside the study. Early stopping
+looks at a selection split carved out of the training rows; the test split was read once per run. Small training subsets and few
+epochs: the numbers compare methods, they are not records. flan-t5-small is the checkpoint that writes titles, not the original
+FLAN's. Times are rough, as the machine
 ({{machine}}, {{cores}} cores) did other work too; peak memory is the resident set of the whole process.
 """
 
