@@ -7,7 +7,7 @@ TESTS ?= tests
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-slow test-timm lint wheel clean
+.PHONY: demo test test-slow test-timm bench lint wheel clean
 
 demo: $(VENV)/demo.stamp
 	OMP_NUM_THREADS=$$(nproc 2>/dev/null || sysctl -n hw.ncpu || echo 2) $(BIN)/thrifty tune --model minilm --data cityline --method lora --rate 3e-3 --epochs 8 --out runs/demo --overwrite
@@ -21,6 +21,9 @@ test-slow: $(VENV)/dev.stamp
 test-timm: $(VENV)/dev.stamp
 	$(PIP) timm open_clip_torch
 	$(BIN)/python -m pytest -m "timm" $(TESTS)
+
+bench: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=$$(nproc 2>/dev/null || sysctl -n hw.ncpu || echo 2) $(BIN)/python benchmarks/bench.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check src tests benchmarks examples recipes

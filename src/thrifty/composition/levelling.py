@@ -15,7 +15,7 @@ def level(pieces: list[Piece], length: int) -> list[Piece]:
     which nobody sees: ``seen`` [rows, keys - length] is false there.
     """
     longest = max(piece[1].shape[2] for piece in pieces)
-    found = []
+    found: list[Piece] = []
     for q, k, v, *seen in pieces:
         own = k.shape[2] - length
         told = seen[0] if seen else torch.ones(len(k), own, dtype=torch.bool, device=k.device)
