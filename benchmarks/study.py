@@ -93,6 +93,7 @@ class Study:
     cases: Mapping[str, Case]
     measure: Callable[[str, str, int], Row]
     borrowed: Callable[[], list[Row]] = field(default=list)
+    batch: int = 32  # where a case does not say it
 
     @property
     def store(self) -> Path:
@@ -136,7 +137,7 @@ class Study:
         for name, case in self.cases.items():
             here = [r for r in rows if r["set"] == name]
             if here:
-                text.append(section(name, case, here))
+                text.append(section(name, case, here, self.batch))
         return "\n".join(text)
 
     def main(self, about: str | None) -> None:
@@ -155,9 +156,9 @@ class Study:
         (HERE.parent / "docs" / self.page).write_text(self.table())
 
 
-def section(name: str, case: Case, here: list[Row]) -> str:
+def section(name: str, case: Case, here: list[Row], usual: int = 32) -> str:
     """The table of one data set."""
-    epochs, batch = case.settings.get("epochs"), case.settings.get("batch", 32)
+    epochs, batch = case.settings.get("epochs"), case.settings.get("batch", usual)
     lines = [f"## {name}: {case.model} on {case.data.partition('/')[2]}", "",
              f"{case.note}. {epochs} epochs, batch {batch}.", "",
              f"| method | {' | '.join(case.metrics)} | seeds | method's parameters | head | adapter KiB | train s | peak MiB |",

@@ -33,7 +33,7 @@ TEXT = ASSETS / "text"
 LANGUAGES = ("en", "fr", "it")
 FEATURES = {"en": [1.0, 0.0, 0.0, 0.0], "fr": [0.0, 1.0, 0.0, 1.0], "it": [0.0, 0.0, 1.0, 1.0]}  # each its own, and Romance
 DIRECTIONS = ("en-it", "it-en", "en-fr", "fr-en")
-ALIKE = {"progress": False, "baselines": False, "allow_leak": True, "batch": 8}
+ALIKE: dict[str, Any] = {"progress": False, "baselines": False, "allow_leak": True, "batch": 8}
 
 
 def tune(case: Case, data: Any, method: str, out: Path, own: dict[str, Any] | None = None, **settings: Any) -> Any:
@@ -216,7 +216,7 @@ FLAN's. Times are rough, as the machine
 """
 
 
-STUDY = Study(__file__, "text-transfer.md", INTRODUCTION, CASES, measure, unswapped)
+STUDY = Study(__file__, "text-transfer.md", INTRODUCTION, CASES, measure, unswapped, ALIKE["batch"])
 
 if __name__ == "__main__":
     STUDY.main(__doc__)
