@@ -95,7 +95,8 @@ def test_codes_are_the_nearest_of_the_table_in_blocks_of_64(shape: tuple[int, in
     torch.testing.assert_close(weights.read(layer, "it").double().flatten(), whole, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("w", [torch.randn(16, 64), torch.full((2, 64), 3.0), torch.eye(64), torch.zeros(2, 64)], ids=str)
+@pytest.mark.parametrize("w", [torch.randn(16, 64), torch.full((2, 64), 3.0), torch.eye(64), torch.zeros(2, 64)],
+                         ids=["random", "constant", "one-hot", "zero"])
 def test_the_error_is_bounded_by_the_largest_gap(w: Tensor) -> None:
     found = weights.read(packed(w), "it")
     scales = torch.stack([block.abs().max() for block in w.flatten().split(64)])

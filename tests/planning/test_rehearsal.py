@@ -78,7 +78,7 @@ def allocated(run: Any) -> int:
     (bert, "lora"), (bert, "full"), (bert, "prefix"), (bert, "linear-probe"), (llama, {"name": "lora", "where": "attn.?|mlp.*"}),
     (llama, "ia3"), (vit, "vpt"), (vit, "houlsby"), (t5, "compacter"),
     (bert, "dora"), (bert, "bi-tuning"), (bert, "lst"),
-], ids=str)
+], ids=lambda value: getattr(value, "__name__", str(value)))
 def test_memory_is_that_of_the_run(make: Any, method: Any) -> None:
     scene, chosen = scene_of(make), choose_method(method)
     said = foresee(scene, chosen, None, Budget()).memory
