@@ -16,7 +16,7 @@ from thrifty.planning import Machine, Plan
 from thrifty.train.guard import Guard
 from thrifty.train.training import Training
 
-RATES = ("product float32", "attention float32", "convolution float32", "move", "curve", "draw")
+RATES = ("product float32", "batched float32", "attention float32", "convolution float32", "move", "curve", "draw")
 MACHINE = Machine({"name": "a machine", "threads": 1}, 1e-6, {kind: [(1.0, 1e9)] for kind in RATES})
 LLAMA_7B = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008,
             "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000, "max_position_embeddings": 2048,

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from thrifty.train.precision import has_bfloat16
 
 Probe = tuple[str, float, Callable[[], Any]]  # key of the rate, size, what to run
 NARROW = (8, 32, 128, 512, 2048)                        # sides of products
+POOL = 1 << 25                                          # numbers among which these lie, more than caches hold
 MOVED = (1 << 14, 1 << 18, 1 << 20, 1 << 22, 1 << 24)   # numbers in tensors that are moved
 
 
@@ -47,16 +49,32 @@ def make_probes(device: torch.device) -> Iterator[Probe]:
         for side in NARROW:
             x, w = draw(512, max(side, 768), dtype=dtype), draw(max(side, 768), side, dtype=dtype)
             yield f"product {kind}", side, partial(torch.matmul, x, w)
+        for side in NARROW[:3]:
+            many, thin = draw(64, 128, side, dtype=dtype), draw(64, side, 128, dtype=dtype)
+            yield f"batched {kind}", side, partial(torch.bmm, many, thin)
         q = draw(2, 8, 256, 64, dtype=dtype)
         yield f"attention {kind}", 1, partial(F.scaled_dot_product_attention, q, q, q)
         picture, kernel = draw(4, 64, 28, 28, dtype=dtype), draw(64, 64, 3, 3, dtype=dtype)
         yield f"convolution {kind}", 1, partial(F.conv2d, picture, kernel, padding=1)
+    pool = draw(POOL)
     for count in MOVED:
-        yield "move", 0, partial(torch.add, draw(count), draw(count))
+        yield "move", 0, Elsewhere(torch.add, pool, count, 2)
     for count in MOVED[1:4]:
-        yield "curve", 0, partial(F.gelu, draw(count))
+        yield "curve", 0, Elsewhere(F.gelu, pool, count, 1)
     for count in MOVED[1:4]:
-        yield "draw", 0, partial(draw(count).bernoulli_, 0.9)
+        yield "draw", 0, Elsewhere(partial(Tensor.bernoulli_, p=0.9), pool, count, 1)
+
+
+class Elsewhere:
+    """Runs ``func`` on ``inputs`` tensors of ``count`` numbers that lie elsewhere in ``pool`` each time: what a step reads is
+    seldom in the processor's cache any more."""
+
+    def __init__(self, func: Callable[..., Tensor], pool: Tensor, count: int, inputs: int) -> None:
+        self.func, self.inputs = func, inputs
+        self.pieces = cycle(pool.split(count))
+
+    def __call__(self) -> Tensor:
+        return self.func(*islice(self.pieces, self.inputs))
 
 
 def _median(device: torch.device, run: Callable[[], Any], seconds: float) -> float:

@@ -16,7 +16,7 @@ from thrifty.train.environment import processor
 from thrifty.train.files import read_json, write_json
 from thrifty.trunk import key
 
-VERSION = 1
+VERSION = 2
 Rates = list[tuple[float, float]]  # (size, amount per second), by size
 
 
@@ -36,10 +36,10 @@ class Machine:
     def _time(self, operation: Operation) -> float:
         if operation.kind == "call":
             return self.call
-        moving = operation.bytes / self._rate("move", "", operation.bytes)
         if not operation.flops:
             return self.call + operation.bytes / self._rate(operation.kind, "", operation.bytes)
-        return self.call + max(moving, operation.flops / self._rate(operation.kind, operation.dtype, operation.narrow))
+        moving = operation.bytes / self._rate("move", "", operation.bytes)  # rates of products are of numbers that lie in caches
+        return self.call + moving + operation.flops / self._rate(operation.kind, operation.dtype, operation.narrow)
 
     def _rate(self, kind: str, dtype: str, size: float) -> float:
         known = self.rates.get(f"{kind} {dtype}".strip()) or self.rates[f"{kind} float32".strip()]

@@ -68,8 +68,9 @@ def _about(about: dict[str, Any]) -> str:
 
 def _small(plan: Plan) -> str:
     machine = plan.about["machine"]
-    said = ("Memory is that of tensors; Python, libraries and data come on top. The peak may lie outside of a step, while a "
-            "checkpoint is written. Under weights stands all that is held between steps beside gradients and optimizer.")
+    said = ("Memory is that of tensors; Python, libraries, data and what the allocator keeps come on top. The peak may lie outside "
+            "of a step, while a checkpoint is written. Under weights stands all that is held between steps beside gradients and "
+            "optimizer.")
     if machine is None:
         return said + f" No times: this machine only emulates {plan.about['precision']}."
     if any(forecast.affordable is not None for forecast in plan.forecasts):

@@ -23,8 +23,9 @@ DRAWS = {"bernoulli", "uniform", "normal", "rand", "randn", "randint", "rand_lik
 class Operation:
     """What one operation costs.
 
-    ``kind`` is product, attention, convolution, curve (functions that take longer to compute than to read), draw (random numbers),
-    move (all that only reads and writes) or call (what touches no numbers). ``narrow`` is the smallest side of a product.
+    ``kind`` is product, batched (many products of small matrices at once), attention, convolution, curve (functions that take
+    longer to compute than to read), draw (random numbers), move (all that only reads and writes) or call (what touches no numbers).
+    ``narrow`` is the smallest side of a product.
     """
 
     kind: str
@@ -76,7 +77,7 @@ def describe(func: Any, args: Any, kwargs: Any, out: Any) -> Operation:
         return Operation("attention", dtype, flops, moved)
     if "convolution" in name:
         return Operation("convolution", dtype, flops, moved)
-    return Operation("product", dtype, flops, moved, min(_sides(read)))
+    return Operation("batched" if made[0].dim() > 2 else "product", dtype, flops, moved, min(_sides(read)))
 
 
 def count_flops(packet: Any, name: str, args: Any, kwargs: Any, out: Any) -> int:
