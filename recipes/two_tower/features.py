@@ -31,6 +31,7 @@ class Towers:
 
         self.cache, folder, text = cache, weights / image, find("minilm").folder
         self.image: Any = AutoModel.from_pretrained(folder, local_files_only=True).float().eval()
+        self.image.to(memory_format=torch.channels_last)  # several times faster where convolutions are separable
         self.processor, self.prepared = load_image_processor(folder, image)
         self.text: Any = AutoModel.from_pretrained(text, local_files_only=True).float().eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(text, local_files_only=True)
@@ -50,7 +51,7 @@ class Towers:
 
             opened = [pictures.open(image) for image in images[start : start + CHUNK]]
             pixels = self.processor(images=opened, return_tensors="pt")["pixel_values"]
-            return self.image(pixels).pooler_output.flatten(1)
+            return self.image(pixels.contiguous(memory_format=torch.channels_last)).pooler_output.flatten(1)
 
         return self._kept(about, len(images), look)
 
