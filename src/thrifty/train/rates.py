@@ -22,6 +22,7 @@ WITH_NEW_HEAD = {
     "lora": 2e-3, "dora": 2e-3, "ia3": 1e-2,
     "compacter": 3e-3, "phm-adapter": 3e-3, "low-rank-adapter": 3e-3, "bapna": 2e-3, "lhuc": 1e-2, "mam": 2e-3,
     "houlsby": 2e-3, "pfeiffer": 2e-3, "parallel-adapter": 2e-3,
+    "adapter-drop": 2e-3, "adapter-fusion": 5e-4, "mad-x": 2e-3, "knowledge-adapter": 2e-3, "pals": 1e-4,
     "hyperformer": 1e-4,  # each number of its adapters is a sum of some fifty that train, and moves as much faster
     "prefix": 3e-4, "prompt": 1e-1, "vpt": 1e-2,
     "vqt": 1e-2, "expres": 1e-2, "noah": 2e-3,
