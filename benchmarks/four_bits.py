@@ -18,11 +18,11 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from overheads import turns
 from study import ASSETS, WEIGHTS
 from torch import Tensor, nn
 
@@ -123,13 +123,7 @@ def main() -> None:
                                              text=True).stdout.splitlines()[-1]) for kind in KINDS}
     batch = together(texts(args.model, args.batch, args.length))
     steps = {kind: step(make(kind, args.model), batch) for kind in KINDS}
-    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for turn in range(args.repeats + 1):
-        for kind, run in steps.items():
-            began = time.perf_counter()
-            run()
-            if turn:
-                seconds[kind].append(time.perf_counter() - began)
+    seconds = turns(args.repeats, steps)
     print(f"batch {args.batch} × {args.length} tokens, float32, {torch.get_num_threads()} threads of {os.cpu_count()} cores")
     print("| | weights MiB | activations MiB | resident MiB | loss | step s (range) |\n|---|---|---|---|---|---|")
     for kind, row in found.items():

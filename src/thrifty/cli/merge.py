@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.cli.parsing import Parser
-from thrifty.core import Attachment
+from thrifty.core import Attachment, base
 from thrifty.core.errors import ThriftyError
-from thrifty.core.weight import read
+from thrifty.core.weight import is_quantised, read
 from thrifty.models import dequantise
 from thrifty.train.files import write_json
 from thrifty.train.predict import open_adapter
@@ -67,10 +67,9 @@ def merge(run: str, out: Path, model: str | None = None, limit: float = 0.05, on
 
 
 def compare(trained: Attachment, full: Attachment) -> str:
-    """How far the weights that an adapter was trained on lie from the full ones, beside what the adapter changes."""
-    paths = {path for edit in trained.edits.values() for path in edit.folds_into()}
+    """How far the weights in four bits that an adapter was trained on lie from the full ones."""
     apart, sizes = [], []
-    for path in sorted(paths):
+    for path in [path for path, module in base.modules(trained.model) if is_quantised(module)]:
         held, whole = (read(at.model.get_submodule(path), path).double() for at in (trained, full))
         apart.append(float((held - whole).norm()))
         sizes.append(float(whole.norm()))

@@ -69,7 +69,7 @@ def _load(name: str, task: str, labels: Sequence[str] | None, dtype: str | torch
 
         return load_zoo(name, task, labels, dtype=number, offline=offline, seed=seed)
     found = find(name, offline=offline)
-    with _quiet():
+    with quiet():
         config = configure(found.folder, name, task, labels)
         if not full and dtype is None:
             number = config.dtype or number
@@ -185,7 +185,7 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """`transformers` reports new heads on the screen; here ``source["new_tensors"]`` does."""
     from transformers import utils
 

@@ -1,8 +1,7 @@
 """A model as a drawing: every module and shape, and no weights."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from thrifty.clip import ImageTextModel
 from thrifty.core.errors import BrokenArtifact, NoSuchSetting
 from thrifty.models.finding import BUILT_IN, REMINDER, find
 from thrifty.models.kinds import LABELLED, configure, form, has_two_towers
-from thrifty.models.loading import SENTENCES
+from thrifty.models.loading import SENTENCES, quiet
 from thrifty.models.pooled import SentenceClassifier, pools_by_mean
 from thrifty.models.preprocessing import load_tokenizer
 from thrifty.zoo import gather
@@ -43,7 +42,7 @@ def outline(name: str, task: str | None = None, labels: int | Sequence[str] = 2)
         with torch.device("meta"):
             return gather(models, [brief(one) for one in names], len(known))
     folder = find_config(name)
-    with _quiet(), torch.device("meta"):
+    with quiet(), torch.device("meta"):
         if task is not None:
             config = configure(folder, name, task, known if task in LABELLED else None)
             if task in SENTENCES and pools_by_mean(folder):
@@ -103,16 +102,3 @@ def _timm(name: str, labels: int | None) -> nn.Module:
 def _model(made: Any) -> nn.Module:
     model: nn.Module = made.eval()
     return model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    from transformers.utils import logging as _logging
-
-    logging: Any = _logging
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)

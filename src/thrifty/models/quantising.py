@@ -6,7 +6,7 @@ NormalFloat with double quantisation, 4.127 bits a weight. What acts beside the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -27,15 +27,23 @@ def quantise(model: nn.Module, keep: Iterable[str] = ()) -> list[str]:
 
     Raises: Missing without bitsandbytes; Unfit for a model without a linear layer to turn.
     """
-    pack = _import().pack
+    found = turn(model, keep, _import().pack)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.float()
+    return found
+
+
+def turn(model: nn.Module, keep: Iterable[str], pack: Callable[[Any], nn.Module]) -> list[str]:
+    """Put what ``pack`` makes of each layer that is to be held in four bits into its place; returns their paths.
+
+    Raises: Unfit where there is none.
+    """
     found = choose(model, keep)
     if not found:
         raise Unfit(f"{type(model).__name__} has no linear layer that could be held in four bits")
     for path in found:
         put(model, path, pack(model.get_submodule(path)))
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.float()
     return found
 
 

@@ -1,7 +1,6 @@
 """Observed: what a block of code holds, computes and keeps for its backward pass, on tensors with or without numbers."""
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from thrifty.planning.work import Work
-from thrifty.train.held import Held
+from thrifty.train.held import Counting, Held
 
 ASKED = torch.ops.aten._local_scalar_dense.default
 
@@ -55,29 +54,19 @@ class Observed(Held):
         self.skipped -= 1
 
 
-class Saved(torch.autograd.graph.saved_tensors_hooks):
+class Saved(Counting, torch.autograd.graph.saved_tensors_hooks):
     """Counts what autograd keeps between the passes: each piece of memory once, without ``own``, that of the model itself.
 
     ``most`` is in bytes. What gradient checkpointing keeps of a block, its input, is none of autograd's business and not seen.
     """
 
     def __init__(self, own: Iterable[Tensor]) -> None:
-        super().__init__(self._keep, lambda tensor: tensor)
-        self.now = self.most = 0
+        Counting.__init__(self)
+        torch.autograd.graph.saved_tensors_hooks.__init__(self, self._keep, lambda tensor: tensor)
         self._own = {tensor.untyped_storage()._cdata for tensor in own}
-        self._kept: dict[int, weakref.ref[Any]] = {}
 
     def _keep(self, tensor: Tensor) -> Tensor:
         memory = tensor.untyped_storage()
-        place, size = memory._cdata, memory.nbytes()
-        if place in self._own or place in self._kept:
-            return tensor
-
-        def free(_: Any) -> None:
-            if self._kept.pop(place, None) is not None:
-                self.now -= size
-
-        self._kept[place] = weakref.ref(memory, free)
-        self.now += size
-        self.most = max(self.most, self.now)
+        if memory._cdata not in self._own:
+            self.count(memory)
         return tensor

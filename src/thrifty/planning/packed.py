@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from thrifty.core.errors import Unfit
-from thrifty.models.quantising import choose, put
+from thrifty.models.quantising import turn
 
 BLOCK, BLOCKS = 64, 256  # numbers that share a scale of one byte, and scales that share one of four
 
@@ -57,9 +56,4 @@ def pack(model: nn.Module, keep: Iterable[str]) -> None:
     Raises:
         Unfit: there is none.
     """
-    found = choose(model, keep)
-    if not found:
-        raise Unfit(f"{type(model).__name__} has no linear layer that could be held in four bits")
-    for path in found:
-        linear: Any = model.get_submodule(path)
-        put(model, path, Packed(linear).train(linear.training))
+    turn(model, keep, lambda linear: Packed(linear).train(linear.training))

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -35,10 +35,13 @@ class Guard:
         self.steps = self.largest = 0
 
     @contextmanager
-    def watching(self, size: int, tensors: Iterable[Tensor]) -> Iterator[None]:
-        """One step on a batch of that ``size`` (tokens, or rows), at the beginning of which ``tensors`` are held."""
-        counted = self.budget.memory is not None and not self.accelerated
-        if not counted or (self.steps >= WATCHED and size <= self.largest):
+    def watching(self, measure: Callable[[], int], tensors: Iterable[Tensor]) -> Iterator[None]:
+        """One step on a batch whose size (tokens, or rows) ``measure`` gives, at the beginning of which ``tensors`` are held."""
+        if self.budget.memory is None or self.accelerated:
+            yield
+            return
+        size = measure()
+        if self.steps >= WATCHED and size <= self.largest:
             yield
         else:
             with Held(self.device) as held:

@@ -11,7 +11,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Held(TorchDispatchMode):
+class Counting:
+    """Bytes of memory, each piece from when it is first seen until nobody holds it: ``now``, and the ``most`` so far."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self._alive: dict[int, weakref.ref[Any]] = {}
+
+    def count(self, memory: torch.UntypedStorage) -> None:
+        """See a piece."""
+        place, size = memory._cdata, memory.nbytes()
+        if place in self._alive:
+            return
+
+        def free(_: Any) -> None:
+            if self._alive.pop(place, None) is not None:
+                self.now -= size
+
+        self._alive[place] = weakref.ref(memory, free)
+        self.now += size
+        self.most = max(self.most, self.now)
+
+
+class Held(Counting, TorchDispatchMode):
     """While it is entered, counts the memory of every tensor on ``device`` that an operation gives, until nobody holds it.
 
     ``now`` and ``most`` are bytes. Memory that several tensors share counts once. What an operation needs inside, and gives back
@@ -19,10 +41,9 @@ class Held(TorchDispatchMode):
     """
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        Counting.__init__(self)
+        TorchDispatchMode.__init__(self)  # type: ignore[no-untyped-call]
         self.device = device
-        self.now = self.most = 0
-        self._alive: dict[int, weakref.ref[Any]] = {}
 
     def hold(self, tensors: Iterable[Tensor]) -> int:
         """Count tensors that were there before; how many bytes are new by that."""
@@ -43,17 +64,5 @@ class Held(TorchDispatchMode):
         return out
 
     def _see(self, tensor: Tensor) -> None:
-        if tensor.layout is not torch.strided or tensor.device.type != self.device.type:
-            return
-        memory = tensor.untyped_storage()
-        place, size = memory._cdata, memory.nbytes()
-        if place in self._alive:
-            return
-
-        def free(_: Any) -> None:
-            if self._alive.pop(place, None) is not None:
-                self.now -= size
-
-        self._alive[place] = weakref.ref(memory, free)
-        self.now += size
-        self.most = max(self.most, self.now)
+        if tensor.layout is torch.strided and tensor.device.type == self.device.type:
+            self.count(tensor.untyped_storage())

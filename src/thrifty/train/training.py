@@ -92,7 +92,7 @@ class Training:
                 self.log.stopped = "finished"
                 self._keep()
             else:
-                with self.guard.watching(self._size(), self._tensors()):
+                with self.guard.watching(self._size, self._tensors()):
                     self._step()
             if self.log.stopped is None and (why := self.guard.exceeded()) is not None:
                 self._leave(why)
